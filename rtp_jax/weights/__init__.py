@@ -1,0 +1,1 @@
+"""How a checkpoint reaches the devices: read `table.py`, `safetensors.py`, `loader.py`."""

@@ -1,0 +1,216 @@
+"""Every knob of rtp_jax, on one page, and the only reader of environment variables.
+
+Configs are frozen and passed by value: a component receives the one section it needs.  `None` is
+resolved once, at start, where the device is known; what was chosen is printed.  Each field is also
+a command-line flag (`--max-num-seqs`), an environment variable (`RTP_JAX_MAX_NUM_SEQS`), a key of
+the YAML file and, except for the server's, a keyword of `Engine`: one name in all four.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rtp_jax.errors import InvalidArgument
+from rtp_jax.sampling_params import unknown_option
+
+ENVIRONMENT_PREFIX = "RTP_JAX_"
+
+
+def knob(default, help_text: str, **allowed):
+    """Declare a field: its default, one line of help, and `low`, `high` or `choices`."""
+    return field(default=default, metadata={"help": help_text, **allowed})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which model, and in which numbers it computes."""
+
+    dtype: str = knob(
+        "auto",
+        "auto: bfloat16 on GPU and on CPUs with AVX512-BF16, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    max_model_len: int | None = knob(
+        None,
+        "tokens of prompt and output together; None: what the model and the memory allow",
+        low=1,
+    )
+    seed: int = knob(0, "where the seeds of requests without one come from", low=0, high=2**32 - 1)
+    deterministic: bool = knob(
+        False, "compile one bucket per dimension, so that batch-mates never change a bit"
+    )
+    tokenizer: str | None = knob(None, "folder of the tokenizer; None: the model's")
+    skip_tokenizer_init: bool = knob(False, "load no tokenizer: prompts are token ids, no text")
+    served_model_name: str | None = knob(None, "name shown to clients; None: the model's")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """How large KV pages are, and how many there are."""
+
+    page_size: int | None = knob(
+        None, "tokens per page; None: 16 on CPU, 64 on GPU", low=1, high=256
+    )
+    kv_dtype: str = knob("auto", "auto: the model's dtype", choices=("auto", "float32", "bfloat16"))
+    kv_memory: int | None = knob(
+        None,
+        "bytes for KV pages; None: on CPU the smaller of 4 GiB and a quarter of the memory limit,"
+        " on GPU 0.9 of what the weights leave free",
+        low=1,
+    )
+    num_pages: int | None = knob(
+        None, "pages of KV, the null page included; overrides kv_memory", low=2
+    )
+    enable_prefix_caching: bool = knob(True, "reuse the pages of an equal token prefix")
+    page_key: str | None = knob(
+        None, "key of the page hash; None: the model's fingerprint, so that restarts agree"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerConfig:
+    """How much runs at once, and what waits."""
+
+    max_num_seqs: int = knob(64, "sequences that run at once", low=1, high=4096)
+    max_num_batched_tokens: int = knob(512, "tokens of one step", low=1, high=65536)
+    max_prefill_chunk: int | None = knob(
+        None, "tokens of one prompt in one step; None: max_num_batched_tokens", low=1
+    )
+    max_waiting: int = knob(1024, "requests that may wait; more are refused", low=0)
+    ageing_s: float = knob(
+        10.0, "seconds of waiting that are worth one level of priority; 0: never", low=0
+    )
+    max_queue_s: float | None = knob(None, "longest wait before a request is given up", low=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerConfig:
+    """How steps are compiled and run."""
+
+    platform: str | None = knob(
+        None, "cpu or cuda; None: the first device that jax has", choices=(None, "cpu", "cuda")
+    )
+    compile_cache: str | None = knob(
+        None, "folder of compiled programs; '': none; None: ~/.cache/rtp_jax/programs"
+    )
+    attention: str = knob("auto", "implementation of paged attention, by name")
+    stall_timeout_s: float = knob(
+        60.0, "a step that takes longer turns health to NOT_SERVING", low=0.1
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """The gRPC door and its neighbours."""
+
+    host: str = knob("127.0.0.1", "address to listen on")
+    port: int = knob(50051, "port of the gRPC service; 0: a free one, printed", low=0, high=65535)
+    metrics_port: int | None = knob(
+        None, "port of the Prometheus endpoint; 0: a free one; None: off", low=0, high=65535
+    )
+    metrics_compat: str = knob("vllm", "also serve these names", choices=("vllm", "none"))
+    tls_cert: str | None = knob(None, "PEM file of the server's certificate chain")
+    tls_key: str | None = knob(None, "PEM file of its key")
+    tls_client_ca: str | None = knob(
+        None, "PEM file of the CA that clients must be signed by (mTLS)"
+    )
+    auth_token_file: str | None = knob(None, "file of bearer tokens, one a line")
+    insecure: bool = knob(False, "listen beyond loopback without TLS")
+    reflection: bool = knob(True, "serve gRPC reflection")
+    max_message_bytes: int = knob(64 << 20, "largest gRPC message", low=1024, high=1 << 30)
+    max_request_s: float = knob(3600.0, "longest deadline that a request may have", low=0.001)
+    drain_timeout_s: float = knob(30.0, "how long SIGTERM waits for running requests", low=0)
+    json_logs: bool = knob(False, "log lines as JSON")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """All that an engine needs besides the model's name."""
+
+    model: ModelConfig = ModelConfig()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    runner: RunnerConfig = RunnerConfig()
+
+    @classmethod
+    def from_options(cls, **options: object) -> "EngineConfig":
+        """Build from flat names (`max_model_len=4096, num_pages=100`); unknown ones raise."""
+        sections = {section.name: section.type for section in dataclasses.fields(cls)}
+        known = {
+            knob_.name: name
+            for name, type_ in sections.items()
+            for knob_ in dataclasses.fields(type_)
+        }
+        chosen: dict[str, dict[str, object]] = {name: {} for name in sections}
+        for name, value in options.items():
+            if name not in known:
+                raise unknown_option("Engine", name, value, list(known))
+            chosen[known[name]][name] = value
+        return cls(**{name: checked(type_, chosen[name]) for name, type_ in sections.items()})
+
+
+def checked(section: type, values: Mapping[str, object]):
+    """Build one section from values of the right types and ranges, or raise by name."""
+    knobs = {knob_.name: knob_ for knob_ in dataclasses.fields(section)}
+    for name, value in values.items():
+        if name not in knobs:
+            raise unknown_option(section.__name__, name, value, list(knobs))
+        if reason := _fault(knobs[name], value):
+            raise InvalidArgument(
+                f"RTPJ-1101 CONFIG_INVALID: {name}={value!r} is not allowed; it must be {reason}.",
+                field=name,
+            )
+    return section(**values)
+
+
+def _fault(knob_: dataclasses.Field, value: object) -> str | None:
+    """Say in words what a field allows, or return None if the value is allowed."""
+    allowed = knob_.metadata
+    types = knob_.type.__args__ if knob_.type.__class__.__name__ == "UnionType" else (knob_.type,)
+    if value is None and type(None) in types:
+        return None
+    if "choices" in allowed:
+        words = "one of " + ", ".join(str(choice) for choice in allowed["choices"])
+        return None if value in allowed["choices"] else words
+    if bool in types:
+        return None if isinstance(value, bool) else "True or False"
+    if str in types:
+        return None if isinstance(value, str) else "a string"
+    low, high = allowed.get("low", -math.inf), allowed.get("high", math.inf)
+    words = "an integer" if int in types else "a number"
+    words += f" in [{low:g}, {high:g}]" if high < math.inf else f" >= {low:g}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (int in types and not isinstance(value, int)):
+        return words
+    return None if math.isfinite(value) and low <= value <= high else words
+
+
+def environment_options() -> dict[str, str]:
+    """Read `RTP_JAX_*` variables as flat names in lower case, values as text."""
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
+def hub_cache() -> Path:
+    """Folder where Hugging Face tools keep downloaded models."""
+    if folder := os.environ.get("HF_HUB_CACHE"):
+        return Path(folder)
+    home = os.environ.get("HF_HOME") or Path(_cache_home()) / "huggingface"
+    return Path(home) / "hub"
+
+
+def program_cache(runner: RunnerConfig) -> Path | None:
+    """Folder of compiled programs, or None if they are not kept."""
+    if runner.compile_cache is None:
+        return Path(_cache_home()) / "rtp_jax" / "programs"
+    return Path(runner.compile_cache) if runner.compile_cache else None
+
+
+def _cache_home() -> str:
+    return os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

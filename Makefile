@@ -28,7 +28,7 @@ check:
 	bin=$$($(BOOTSTRAP))
 	$$bin/ruff format --check
 	$$bin/ruff check
-	$$bin/basedpyright
+	$$bin/basedpyright --pythonpath $$bin/python
 
 test: check
 	bin=$$($(BOOTSTRAP))

@@ -1,0 +1,166 @@
+"""How does a checkpoint become the parameters of a model?  Plan from the headers, then read once.
+
+Each file is read front to back.  A tensor is converted as soon as its bytes are there, into its row
+of a host buffer that holds one whole (stacked) parameter; when the last row of a parameter is in,
+the buffer is handed to `place`.  Buffers begin on a 64-byte boundary, because there jax takes them
+over without a copy on a CPU.  The peak on the host is the parameters, two blocks, and the largest
+tensor that has to be gathered from several blocks.
+
+Read next: `plan.py` for what is checked before, `reader.py` for the reading.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rtp_jax.errors import CheckpointError
+from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
+from rtp_jax.weights.convert import aligned, overflowed, write
+from rtp_jax.weights.plan import Parameters, Placement, Plan, plan
+from rtp_jax.weights.reader import BLOCK, ByteStream, read_blocks
+from rtp_jax.weights.safetensors import Header, Tensor
+from rtp_jax.weights.table import WeightTable
+
+Place = Callable[[str, np.ndarray], jax.Array]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load has come; bytes count what was really read, headers included."""
+
+    bytes_done: int
+    bytes_total: int
+    tensors_done: int
+    tensors_total: int
+    seconds: float
+
+
+def load(
+    folder: Path,
+    table: WeightTable,
+    parameters: Parameters,
+    *,
+    progress: Callable[[LoadProgress], None] | None = None,
+    place: Place | None = None,
+    block_bytes: int = BLOCK,
+) -> dict[str, jax.Array]:
+    """Load a checkpoint.
+
+    Args:
+      folder: holds `model.safetensors`, or several files and their index.
+      table: which tensor becomes which parameter.
+      parameters: dotted path to shape and dtype of every parameter; floats are rounded to it.
+      progress: called after each block, and at the end.
+      place: turns a complete host array, which is then its own, into a device array: shards it,
+        packs it for a kernel.  By default it goes to the default device.
+      block_bytes: how much is read at once; two blocks are in memory.
+
+    Returns:
+      Dotted path to array, for each of `parameters`.
+    """
+    checkpoint = read_checkpoint(folder)
+    loading = Loading(
+        checkpoint,
+        plan(checkpoint.tensors(), table, parameters),
+        parameters,
+        report=progress or (lambda _: None),
+        place=place or (lambda _, array: jax.device_put(array)),
+        block_bytes=block_bytes,
+    )
+    with ThreadPoolExecutor(1, "read-weights") as reader:
+        for header in checkpoint.files:
+            loading.read(header, reader)
+    return loading.loaded
+
+
+class Loading:
+    """A load on its way: parameters that are complete, and buffers of those that are not."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        parameters: Parameters,
+        *,
+        report: Callable[[LoadProgress], None],
+        place: Place,
+        block_bytes: int,
+    ):
+        self.plan, self.parameters, self.report, self.place = plan, parameters, report, place
+        self.loaded: dict[str, jax.Array] = {}
+        self.rows_left = dict(plan.num_rows)
+        self.incomplete: dict[str, np.ndarray] = {}
+        tensors = checkpoint.tensors()
+        largest = max((t.end - t.begin for t in tensors.values()), default=0)
+        byte = np.dtype(np.uint8)
+        self.staging = aligned((largest,), byte)  # takes memory only where it is written
+        self.blocks = aligned((block_bytes,), byte), aligned((block_bytes,), byte)
+        self.bytes_done = sum(header.data_start for header in checkpoint.files)
+        self.bytes_total, self.tensors_done, self.tensors_total = checkpoint.size, 0, len(tensors)
+        self.started = time.perf_counter()
+
+    def read(self, header: Header, reader: Executor) -> None:
+        """Read one file and place its tensors."""
+        with closing(read_blocks(header, reader, self.blocks, self._count)) as blocks:
+            stream = ByteStream(blocks)
+            for tensor in header.tensors:
+                self._read_tensor(tensor, stream, header)
+                self.tensors_done += 1
+            stream.finish()
+        self._count(0)
+
+    def _read_tensor(self, tensor: Tensor, stream: ByteStream, header: Header) -> None:
+        placements, num_bytes = self.plan.placements_of[tensor.name], tensor.end - tensor.begin
+        if not placements:
+            for _ in stream.pieces(num_bytes):
+                pass  # ignored, and read, because the disk reads on anyway
+            return
+        first = placements[0]
+        target = np.dtype(self.parameters[first.parameter].dtype)
+        if len(placements) == 1 and first.copies(tensor.dtype, target):
+            stream.fill(self._row(first).reshape(-1).view(np.uint8))
+            return self._row_is_full(first)
+        data = stream.take(num_bytes, self.staging)
+        source = np.ndarray(tensor.shape, tensor.dtype, data)
+        for placement in placements:
+            row, part = self._row(placement), placement.transform.apply(source)
+            write(row, part)
+            if overflowed(row, part):
+                raise _too_large(header, tensor, row.dtype)
+            self._row_is_full(placement)
+
+    def _row(self, placement: Placement) -> np.ndarray:
+        """The part of a host buffer that a tensor fills."""
+        path = placement.parameter
+        if path not in self.incomplete:
+            parameter = self.parameters[path]
+            self.incomplete[path] = aligned(parameter.shape, np.dtype(parameter.dtype))
+        return self.incomplete[path][(*placement.row, ...)]
+
+    def _row_is_full(self, placement: Placement) -> None:
+        path = placement.parameter
+        self.rows_left[path] -= 1
+        if not self.rows_left[path]:
+            self.loaded[path] = self.place(path, self.incomplete.pop(path))
+
+    def _count(self, num_bytes: int) -> None:
+        self.bytes_done += num_bytes
+        seconds = time.perf_counter() - self.started
+        self.report(
+            LoadProgress(
+                self.bytes_done, self.bytes_total, self.tensors_done, self.tensors_total, seconds
+            )
+        )
+
+
+def _too_large(header: Header, tensor: Tensor, dtype: np.dtype) -> CheckpointError:
+    return CheckpointError(
+        f"RTPJ-3102 NUMBER_TOO_LARGE: {header.path}, tensor {tensor.name}: some of its numbers "
+        f"({tensor.dtype}) are infinite in {dtype}. Run the model in bfloat16 or float32."
+    )

@@ -1,0 +1,214 @@
+"""Paged attention: the reference against float64 NumPy, every kernel against the reference."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtp_jax.errors import KernelError
+from rtp_jax.kernels.pages import StepInputs, storage_dtype, to_bits
+from rtp_jax.kernels.paged_attention import KERNELS, paged_attention, reference, xla_cpu
+
+PADDING = 3
+FULL = np.iinfo(np.int32).max
+
+
+class Case(NamedTuple):
+    """A step: for each sequence the tokens in its pages, and how many of them are new."""
+
+    lengths: tuple[int, ...]
+    new: tuple[int, ...]
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 16
+    page_size: int = 4
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+CASES = {
+    "decode": Case((9, 1, 33, 16), (1, 1, 1, 1)),
+    "first tokens of a prompt": Case((13,), (13,)),
+    "chunk after chunk": Case((300, 21), (90, 5)),
+    "all kinds at once": Case((40, 7, 0, 130, 5, 700), (1, 7, 0, 70, 1, 1)),
+    "three heads, one kv head": Case((17, 4), (1, 4), heads=3, kv_heads=1, head_dim=24),
+    "as many kv heads": Case((17, 70), (1, 70), heads=5, kv_heads=5, head_dim=80),
+    "large pages": Case((600, 30), (1, 30), page_size=64, head_dim=128),
+    "a page larger than a block": Case((600, 30), (1, 30), page_size=512),
+    "window": Case((40, 700, 90), (1, 66, 1), window=7),
+    "window of one": Case((40, 9), (1, 9), window=1),
+    "soft cap": Case((40, 9), (1, 9), soft_cap=2.0),
+}
+
+
+def inputs(case: Case, dtype=jnp.float32, kv_dtype=None, seed: int = 0):
+    """Draw queries, pages in a random order, and the step."""
+    rng = np.random.default_rng(seed)
+    sequences, num_tokens = len(case.lengths), sum(case.new)
+    width = max(-(-length // case.page_size) for length in case.lengths) + 1
+    num_pages = 1 + sum(-(-length // case.page_size) for length in case.lengths)
+    free = list(1 + rng.permutation(num_pages - 1))
+    table = np.zeros((sequences, width), np.int32)
+    position, sequence_of = np.zeros((2, num_tokens + PADDING), np.int32)
+    start = np.cumsum([0, *case.new[:-1]]).astype(np.int32)
+    for s, (length, new) in enumerate(zip(case.lengths, case.new, strict=True)):
+        for page in range(-(-length // case.page_size)):
+            table[s, page] = free.pop()
+        position[start[s] : start[s] + new] = np.arange(length - new, length)
+        sequence_of[start[s] : start[s] + new] = s
+    start[np.array(case.new) == 0] = 0
+    step = StepInputs(
+        positions=jnp.asarray(position[None]),
+        sequence_of=jnp.asarray(sequence_of),
+        num_tokens=jnp.int32(num_tokens),
+        page_table=jnp.asarray(table),
+        query_start=jnp.asarray(start),
+        query_count=jnp.asarray(case.new, dtype=jnp.int32),
+    )
+    shape = (num_pages, 2, 2, case.kv_heads, case.page_size, case.head_dim)
+    stored = storage_dtype(jnp.dtype(kv_dtype or dtype))
+    pages = to_bits(jnp.asarray(rng.normal(size=shape), jnp.float32), stored)
+    query = rng.normal(size=(num_tokens + PADDING, case.heads, case.head_dim))
+    return jnp.asarray(query, dtype), pages, jnp.int32(1), step
+
+
+def options(case: Case) -> dict:
+    return {"scale": 0.3, "sliding_window": case.window, "soft_cap": case.soft_cap}
+
+
+def exact(case: Case, query, pages, layer, step) -> np.ndarray:
+    """Compute each token of each head by itself, in float64."""
+    query, pages = np.float64(query), np.float64(pages)[:, int(layer)]
+    out = np.zeros_like(query)[: sum(case.new)]
+    for token in range(out.shape[0]):
+        position = int(step.positions[0, token])
+        begin = 0 if case.window is None else max(0, position - case.window + 1)
+        table = np.asarray(step.page_table[step.sequence_of[token]])
+        seen = [
+            (table[p // case.page_size], p % case.page_size) for p in range(begin, position + 1)
+        ]
+        for head in range(case.heads):
+            kv_head = head * case.kv_heads // case.heads
+            key, value = (
+                np.stack([pages[page, kind, kv_head, offset] for page, offset in seen])
+                for kind in (0, 1)
+            )
+            score = key @ query[token, head] * 0.3
+            if case.soft_cap is not None:
+                score = case.soft_cap * np.tanh(score / case.soft_cap)
+            weight = np.exp(score - score.max())
+            out[token, head] = weight / weight.sum() @ value
+    return out
+
+
+@functools.cache
+def compiled(name: str, implementation: str):
+    call = functools.partial(paged_attention, platform="cpu", implementation=implementation)
+    return jax.jit(functools.partial(call, **options(CASES[name])))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reference_is_right(name):
+    case = CASES[name]
+    arguments = inputs(case)
+    actual = compiled(name, "reference")(*arguments)
+    # Scores are sums of head_dim products, weights have 1 in sum: a few dozen roundings of 6e-8.
+    np.testing.assert_allclose(actual[: sum(case.new)], exact(case, *arguments), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "tolerance"),
+    [
+        (jnp.float32, jnp.float32, 1e-5),  # the same sums in another order
+        (jnp.float32, jnp.bfloat16, 1e-5),  # pages are widened, nothing else is rounded
+        (jnp.bfloat16, jnp.bfloat16, 3e-2),  # weights and result rounded to 8 bits; |value| <= 4
+    ],
+)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_matches_reference(kernel, name, dtype, kv_dtype, tolerance):
+    arguments = inputs(CASES[name], dtype, kv_dtype)
+    expected = compiled(name, "reference")(*arguments)
+    actual = compiled(name, kernel)(*arguments)
+    assert actual.dtype == dtype
+    assert np.isfinite(np.float32(actual)).all()  # padding included
+    num_tokens = sum(CASES[name].new)
+    np.testing.assert_allclose(
+        np.float32(actual[:num_tokens]),
+        np.float32(expected[:num_tokens]),
+        rtol=0,
+        atol=tolerance,
+    )
+
+
+@pytest.mark.parametrize("implementation", ["reference", *KERNELS])
+@pytest.mark.parametrize(("window", "static"), [(7, 7), (FULL, None)])
+def test_a_window_may_be_an_array(implementation, window, static):
+    arguments = inputs(CASES["window"])
+    call = functools.partial(
+        paged_attention, scale=0.3, platform="cpu", implementation=implementation
+    )
+    traced = jax.jit(lambda window, *args: call(*args, sliding_window=window))
+    expected = jax.jit(functools.partial(call, sliding_window=static))(*arguments)
+    np.testing.assert_array_equal(traced(jnp.int32(window), *arguments), expected)
+
+
+@pytest.mark.parametrize("name", ["all kinds at once", "window"])
+@pytest.mark.parametrize("implementation", ["reference", *KERNELS])
+def test_what_pages_held_before_does_not_matter(implementation, name):
+    case = CASES[name]
+    query, pages, layer, step = inputs(case)
+    dirty = np.full(pages.shape, np.nan, np.float32)
+    for s, length in enumerate(case.lengths):
+        for p in range(length):
+            spot = (step.page_table[s, p // case.page_size], slice(None), slice(None))
+            spot = (*spot, slice(None), p % case.page_size)
+            dirty[spot] = pages[spot]
+    call = compiled(name, implementation)
+    expected = call(query, pages, layer, step)[: sum(case.new)]
+    actual = call(query, jnp.asarray(dirty), layer, step)[: sum(case.new)]
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_neighbours_do_not_change_a_bit(kernel):
+    case = Case((40, 700, 130), (1, 1, 70))
+    query, pages, layer, step = inputs(case, jnp.bfloat16)
+    call = jax.jit(functools.partial(KERNELS[kernel].paged_attention, scale=0.3))
+    together = call(query, pages, layer, step)
+    for s, new in enumerate(case.new):
+        alone = step._replace(
+            query_count=jnp.zeros_like(step.query_count).at[s].set(new),
+        )
+        tokens = slice(int(step.query_start[s]), int(step.query_start[s]) + new)
+        actual = call(query, pages, layer, alone)
+        np.testing.assert_array_equal(np.float32(actual[tokens]), np.float32(together[tokens]))
+
+
+def test_a_step_of_padding_alone_runs():
+    query, pages, layer, step = inputs(CASES["decode"])
+    empty = step._replace(num_tokens=jnp.int32(0), query_count=jnp.zeros_like(step.query_count))
+    assert np.isfinite(compiled("decode", "xla_cpu")(query, pages, layer, empty)).all()
+
+
+def test_an_unknown_implementation_is_refused_by_name():
+    with pytest.raises(KernelError, match="RTPJ-6001 .*'fast'.*auto, xla_cpu, reference"):
+        paged_attention(*inputs(CASES["decode"]), scale=1.0, platform="cpu", implementation="fast")
+
+
+def test_an_obstacle_is_repeated():
+    assert xla_cpu.obstacle("cpu") is None
+    with pytest.raises(KernelError, match="RTPJ-6002 .*target is tpu"):
+        paged_attention(
+            *inputs(CASES["decode"]), scale=1.0, platform="tpu", implementation="xla_cpu"
+        )
+
+
+def test_auto_falls_back_to_the_reference():
+    arguments = inputs(CASES["decode"])
+    actual = paged_attention(*arguments, scale=0.3, platform="tpu")
+    expected = reference.paged_attention(*arguments, scale=0.3)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)

@@ -1,0 +1,1 @@
+"""The plan, executed: all device state lives here."""

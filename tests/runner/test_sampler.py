@@ -1,0 +1,65 @@
+"""The sampler takes the right token, in the right order of options, from each row alone."""
+
+import numpy as np
+import pytest
+
+from tests.runner.sampling_cases import random_logits, run, wide_options
+
+
+def test_greedy_takes_the_largest_and_the_lowest_id_of_ties():
+    logits = random_logits(8, 1000)
+    logits[0, [700, 100, 999]] = 50.0
+    logits[1, :] = -3.0
+    logits[2, :] = -np.inf
+    logits[2, 77] = -2.0
+    sampled = run(logits)
+    assert sampled.token_ids.tolist() == np.argmax(logits, axis=1).tolist()
+    assert sampled.token_ids[:3].tolist() == [100, 0, 77]
+    assert not sampled.failed.any()
+
+
+@pytest.mark.parametrize("vocab", [8, 33, 512, 1024 + 128])
+def test_padding_of_the_vocabulary_is_never_chosen(vocab):
+    logits = np.full((8, vocab), -9.0, np.float32)
+    logits[:, vocab - 3 :] = 100.0
+    sampled = run(
+        logits, vocab_size=vocab - 3, temperatures=[0, 0, 1, 1, 1, 1, 2, 2], seeds=range(8)
+    )
+    assert (sampled.token_ids < vocab - 3).all()
+    assert sampled.token_ids[:2].tolist() == [0, 0]
+
+
+def test_a_row_of_nan_fails_alone():
+    logits = random_logits(8, 512)
+    options = {"temperatures": [0, 1] * 4, "top_ps": 0.9, "top_ks": [0, 0, 0, 0, 5, 5, 200, 200]}
+    clean = run(logits, **options)
+    logits[3, 17] = np.nan
+    logits[4] = np.nan
+    logits[5, 3] = np.inf
+    logits[6] = -np.inf
+    sampled = run(logits, **options)
+    assert sampled.failed.tolist() == [False, False, False, True, True, True, True, False]
+    good = ~sampled.failed
+    assert (sampled.token_ids[good] == clean.token_ids[good]).all()
+    assert (sampled.token_ids[~good] == 0).all()
+
+
+def test_a_mask_rules_out_and_a_bias_moves():
+    logits = random_logits(8, 1000)
+    wide = wide_options(
+        8, 1000, allowed={0: [5], 1: [9, 998], 2: []}, biases={3: {999: 100.0}, 4: {1000: 100.0}}
+    )
+    sampled = run(logits, wide=wide, temperatures=[1, 0, 1, 0, 0, 0, 0, 0])
+    assert sampled.token_ids[0] == 5
+    assert sampled.token_ids[1] == (9 if logits[1, 9] >= logits[1, 998] else 998)
+    assert sampled.failed.tolist() == [False, False, True] + [False] * 5
+    assert sampled.token_ids[3] == 999
+    assert (sampled.token_ids[4:] == logits.argmax(axis=1)[4:]).all()
+
+
+def test_top_k_of_one_and_a_tiny_top_p_are_greedy():
+    logits = random_logits(8, 2000)
+    best = logits.argmax(axis=1)
+    assert (run(logits, temperatures=2.0, top_ks=1).token_ids == best).all()
+    assert (run(logits, temperatures=2.0, top_ps=1e-6).token_ids == best).all()
+    assert (run(logits, temperatures=2.0, min_ps=1.0).token_ids == best).all()

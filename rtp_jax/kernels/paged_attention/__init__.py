@@ -7,8 +7,8 @@ the same names: `PLATFORMS`, `obstacle`, `paged_attention`.
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
-from rtp_jax.kernels.pages import KVPages, StepInputs
 from rtp_jax.kernels.paged_attention import reference, xla_cpu
+from rtp_jax.kernels.pages import KVPages, StepInputs
 
 KERNELS = {"xla_cpu": xla_cpu}
 

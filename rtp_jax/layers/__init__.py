@@ -1,0 +1,1 @@
+"""Parts that models share; the floor that knows the mesh."""

@@ -1,0 +1,1 @@
+"""Model architectures: one file for each, its weight table beside it."""

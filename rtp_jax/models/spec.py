@@ -1,0 +1,63 @@
+"""What does a model look like?  Sizes and options as plain data, known before any weight is read.
+
+Read from `config.json` by the `parse` of an architecture.  No jax here: the memory plan and the
+command line use it without a device.  Read next: `llama.py`.
+"""
+
+from dataclasses import dataclass
+
+from rtp_jax.layers.rope_frequencies import Rope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """A dense decoder: what decides its shapes and its arithmetic."""
+
+    architecture: str  # the name in `config.json`
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    mlp_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: Rope
+    max_positions: int  # what the rotary embedding supports
+    windows: tuple[int | None, ...]  # tokens that each layer looks back, itself included
+    dtype: str  # of the checkpoint: float32, bfloat16 or float16
+    tied: bool  # the embedding is the head as well
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    head_norm: bool = False  # queries and keys are normalised in each head
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all weights; a tied head counts once."""
+        ends = self.vocab_size * self.hidden_size * (1 if self.tied else 2) + self.hidden_size
+        return ends + self.num_layers * self._layer_parameters
+
+    @property
+    def _layer_parameters(self) -> int:
+        queries, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (2 * queries + 2 * kv)
+        attention += self.qkv_bias * (queries + 2 * kv) + self.output_bias * self.hidden_size
+        attention += self.head_norm * 2 * self.head_dim
+        mlp = 3 * self.hidden_size * self.mlp_size
+        mlp += self.mlp_bias * (2 * self.mlp_size + self.hidden_size)
+        return attention + mlp + 2 * self.hidden_size
+
+    def weight_bytes(self, itemsize: int) -> int:
+        """Bytes of all weights, with `itemsize` bytes for each number."""
+        return self.num_parameters * itemsize
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes that one token takes in the KV pages of all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * itemsize
+
+    def kv_page_shape(self, page_size: int) -> tuple[int, ...]:
+        """Shape of one page: [layers, 2, kv_heads, page_size, head_dim]."""
+        return (self.num_layers, 2, self.num_kv_heads, page_size, self.head_dim)

@@ -4,7 +4,7 @@ Each file is read front to back.  A tensor is converted as soon as its bytes are
 of a host buffer that holds one whole (stacked) parameter; when the last row of a parameter is in,
 the buffer is handed to `place`.  Buffers begin on a 64-byte boundary, because there jax takes them
 over without a copy on a CPU.  The peak on the host is the parameters, two blocks, and the largest
-tensor that has to be gathered from several blocks.
+tensor that changes its layout, because that is gathered from several blocks first.
 
 Read next: `plan.py` for what is checked before, `reader.py` for the reading.
 """
@@ -25,7 +25,7 @@ from rtp_jax.weights.convert import aligned, overflowed, write
 from rtp_jax.weights.plan import Parameters, Placement, Plan, plan
 from rtp_jax.weights.reader import BLOCK, ByteStream, read_blocks
 from rtp_jax.weights.safetensors import Header, Tensor
-from rtp_jax.weights.table import WeightTable
+from rtp_jax.weights.table import WeightTable, as_is
 
 Place = Callable[[str, np.ndarray], jax.Array]
 
@@ -121,19 +121,24 @@ class Loading:
             for _ in stream.pieces(num_bytes):
                 pass  # ignored, and read, because the disk reads on anyway
             return
-        first = placements[0]
-        target = np.dtype(self.parameters[first.parameter].dtype)
-        if len(placements) == 1 and first.copies(tensor.dtype, target):
-            stream.fill(self._row(first).reshape(-1).view(np.uint8))
-            return self._row_is_full(first)
-        data = stream.take(num_bytes, self.staging)
-        source = np.ndarray(tensor.shape, tensor.dtype, data)
+        if self._comes_in_pieces(tensor, header):
+            target, start = self._row(placements[0]).reshape(-1), 0
+            for piece in stream.pieces(num_bytes):
+                part = piece.view(tensor.dtype)
+                _write(target[start : start + part.size], part, tensor, header)
+                start += part.size
+        else:
+            source = np.ndarray(tensor.shape, tensor.dtype, stream.take(num_bytes, self.staging))
+            for placement in placements:
+                _write(self._row(placement), placement.transform.apply(source), tensor, header)
         for placement in placements:
-            row, part = self._row(placement), placement.transform.apply(source)
-            write(row, part)
-            if overflowed(row, part):
-                raise _too_large(header, tensor, row.dtype)
             self._row_is_full(placement)
+
+    def _comes_in_pieces(self, tensor: Tensor, header: Header) -> bool:
+        """Whether a tensor needs no gathering: it keeps its layout, and no number is cut in two."""
+        placements, size = self.plan.placements_of[tensor.name], tensor.dtype.itemsize
+        whole = (header.data_start + tensor.begin) % size == 0 == len(self.blocks[0]) % size
+        return len(placements) == 1 and placements[0].transform is as_is and whole
 
     def _row(self, placement: Placement) -> np.ndarray:
         """The part of a host buffer that a tensor fills."""
@@ -159,8 +164,10 @@ class Loading:
         )
 
 
-def _too_large(header: Header, tensor: Tensor, dtype: np.dtype) -> CheckpointError:
-    return CheckpointError(
-        f"RTPJ-3102 NUMBER_TOO_LARGE: {header.path}, tensor {tensor.name}: some of its numbers "
-        f"({tensor.dtype}) are infinite in {dtype}. Run the model in bfloat16 or float32."
-    )
+def _write(target: np.ndarray, source: np.ndarray, tensor: Tensor, header: Header) -> None:
+    write(target, source)
+    if overflowed(target, source):
+        raise CheckpointError(
+            f"RTPJ-3102 NUMBER_TOO_LARGE: {header.path}, tensor {tensor.name}: numbers of "
+            f"{source.dtype} are infinite in {target.dtype}. Run the model in bfloat16 or float32."
+        )

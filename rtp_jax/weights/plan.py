@@ -26,10 +26,6 @@ class Placement:
     row: Shape
     transform: Transform
 
-    def copies(self, source: np.dtype, target: np.dtype) -> bool:
-        """Whether the bytes of the tensor are the bytes of the row."""
-        return self.transform is as_is and source == target
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:

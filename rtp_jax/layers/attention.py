@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from rtp_jax.kernels.pages import KVPages, StepInputs, write_kv
 from rtp_jax.kernels.paged_attention import paged_attention
+from rtp_jax.kernels.pages import KVPages, StepInputs, write_kv
 from rtp_jax.layers.linear import Linear
 from rtp_jax.layers.norm import RMSNorm
 from rtp_jax.layers.rope import Rotation, rotate

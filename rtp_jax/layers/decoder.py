@@ -7,7 +7,7 @@ All layers share one array of KV pages.  It is carried through the scan, never s
 is carried is updated in place, what is scanned over is copied at every step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax

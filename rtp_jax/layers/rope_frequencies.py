@@ -1,7 +1,8 @@
 """How fast does each pair of head dimensions turn?  The variants of rotary embedding, without jax.
 
-Every variant maps the plain frequencies `theta ** (-2i / head_dim)` to others, so that a model
-sees longer contexts than it was trained on.  Read next: `rope.py`, which turns queries and keys.
+Every variant maps the plain frequencies `theta ** (-2i / head_dim)`, fastest first, to others, so
+that a model sees longer contexts than it was trained on, and may scale what it turns by an
+`attention_factor`.  Read next: `rope.py`, which turns queries and keys.
 
 Sources: Su et al. 2021, RoFormer (arXiv:2104.09864), section 3.2.2; Chen et al. 2023, position
 interpolation (arXiv:2306.15595); Peng et al. 2023, YaRN (arXiv:2309.00071), sections 3.2 to 3.4;
@@ -10,22 +11,8 @@ Llama 3.1's rule as in `transformers.modeling_rope_utils`, against which the gol
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-
-
-class Scaling(Protocol):
-    """A rule that changes frequencies."""
-
-    def __call__(self, plain: np.ndarray, theta: float) -> np.ndarray:
-        """Map plain frequencies, fastest first, to scaled ones."""
-        ...
-
-    @property
-    def attention_factor(self) -> float:
-        """The factor on rotated queries and on rotated keys."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +96,9 @@ def yarn_attention_factor(
     if mscale and mscale_all_dim:
         return growth(mscale) / growth(mscale_all_dim)
     return growth(1.0)
+
+
+Scaling = Unscaled | Linear | Llama3 | Yarn
 
 
 @dataclass(frozen=True, slots=True)

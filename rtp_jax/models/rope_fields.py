@@ -25,12 +25,12 @@ def read_rope(config: Fields, head_dim: int) -> tuple[Rope, int]:
     for fields in (config, rope):
         if fields.has("partial_rotary_factor") and fields.number("partial_rotary_factor") != 1:
             raise fields.unsupported("partial_rotary_factor", "Supported: 1.")
-    theta = config.number("rope_theta", DEFAULT_THETA, low=1)
-    theta = rope.number("rope_theta", theta, low=1)
+    theta = config.number("rope_theta", DEFAULT_THETA, low=1.0)
+    theta = rope.number("rope_theta", theta, low=1.0)
     kind = "rope_type" if rope.has("rope_type") else "type"
     variant = rope.choice(kind, "default", VARIANTS)
     if variant == "linear":
-        factor = rope.number("factor", low=1)
+        factor = rope.number("factor", low=1.0)
         return Rope(head_dim, theta, Linear(factor)), int(trained * factor)
     if variant == "llama3":
         return Rope(head_dim, theta, _llama3(config, rope, trained)), trained
@@ -53,12 +53,12 @@ def _llama3(config: Fields, rope: Fields, trained: int) -> Llama3:
     if high <= low:
         raise rope.disagree("high_freq_factor", f"low_freq_factor is {low:g}, not below it")
     original = _original(config, rope, trained)
-    return Llama3(rope.number("factor", low=1), low, high, original)
+    return Llama3(rope.number("factor", low=1.0), low, high, original)
 
 
 def _yarn(config: Fields, rope: Fields, trained: int) -> Yarn:
     original = _original(config, rope, trained)
-    factor = rope.number("factor", max(trained / original, 1.0), low=1)
+    factor = rope.number("factor", max(trained / original, 1.0), low=1.0)
     mscale = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
     return Yarn(
         factor=factor,

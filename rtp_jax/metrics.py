@@ -9,7 +9,8 @@ a step pays a few microseconds.  Each series has one writing thread.  To count:
                               commit_s=2e-4))
     metrics.on_tokens(gap_s=0.005, count=12)          # 12 sequences got their next token
     metrics.on_request_finished(RequestStats(finished_reason="stop", num_prompt_tokens=90, ...))
-    metrics.set_loads(num_running=12, num_waiting=0, num_pages=512, num_free_pages=100)
+    metrics.set_loads(num_running=12, num_waiting=0, num_pages=512, num_free_pages=100,
+                      num_cached_pages=40)
     metrics.on_compile(seconds=1.5)                   # after `metrics.ready = True` an alarm
     metrics.num_preemptions += 1                      # every counter of COUNTERS is an attribute
     generate_latest(metrics.registry)                 # what `serving/metrics_endpoint.py` serves
@@ -60,7 +61,7 @@ GAUGES = (
     ("num_requests_running",      True,  "Sequences in the running batch"),
     ("num_requests_waiting",      True,  "Requests that wait"),
     ("kv_cache_usage_perc",       True,  "KV pages in use by live sequences; 1 means all"),
-    ("num_pages",                 False, "KV pages, the null page included"),
+    ("num_pages",                 False, "KV pages, the null page not counted"),
     ("num_free_pages",            False, "KV pages that nobody uses"),
     ("num_cached_pages",          False, "KV pages that only the prefix cache remembers"),
     ("ready",                     False, "1 once the engine has warmed up"),
@@ -226,12 +227,13 @@ class Metrics:
         num_free_pages: int,
         num_cached_pages: int = 0,
     ) -> None:
-        """Say how full the engine is; pages in use are neither free nor merely cached."""
+        """Say how full the engine is; the null page is not counted, and pages in use are
+        neither free nor merely cached."""
         self.num_requests_running, self.num_requests_waiting = num_running, num_waiting
         self.num_pages, self.num_free_pages = num_pages, num_free_pages
         self.num_cached_pages = num_cached_pages
-        usable = max(num_pages - 1, 1)  # page 0 is the null page
-        self.kv_cache_usage_perc = (usable - num_free_pages - num_cached_pages) / usable
+        num_used = num_pages - num_free_pages - num_cached_pages
+        self.kv_cache_usage_perc = num_used / max(num_pages, 1)
 
 
 class _Collector:

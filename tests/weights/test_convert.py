@@ -12,7 +12,7 @@ RANDOM = np.random.default_rng(0)
 
 @pytest.mark.parametrize("target", FLOATS)
 @pytest.mark.parametrize("source", FLOATS)
-@pytest.mark.parametrize("shape", [(70, 33), (33, 70), (5,), (3, 40, 50), (), (0, 3)])
+@pytest.mark.parametrize("shape", [(270, 33), (33, 513), (5,), (3, 40, 50), (), (0, 3)])
 def test_rounding_is_that_of_astype_in_any_layout(source, target, shape):
     numbers = np.asarray(RANDOM.standard_normal(shape)).astype(source)
     for layout in (numbers, numbers.T):

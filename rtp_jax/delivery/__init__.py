@@ -1,0 +1,1 @@
+"""The output queue: tokens of a step become text for the readers."""

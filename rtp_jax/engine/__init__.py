@@ -1,0 +1,1 @@
+"""The engine: one loop, and the Python API around it."""

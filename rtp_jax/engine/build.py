@@ -1,0 +1,273 @@
+"""Builds an engine: the one place where the rooms meet.
+
+Read from top to bottom: what is decided on the host, what is loaded, what is wired to what.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rtp_jax.config import EngineConfig, hub_cache, program_cache
+from rtp_jax.delivery.delivery import Delivery, Finished
+from rtp_jax.engine.defaults import default_params
+from rtp_jax.engine.info import Loads, ModelInfo
+from rtp_jax.engine.loop import EngineLoop, StepTimes, Stop
+from rtp_jax.engine.records import Records
+from rtp_jax.engine.requests import RequestBuilder
+from rtp_jax.engine.submission import Submission
+from rtp_jax.metrics import Metrics
+from rtp_jax.models.registry import read_spec
+from rtp_jax.models.spec import ModelSpec
+from rtp_jax.runner.buckets import lattice
+from rtp_jax.runner.device import DeviceFacts, find_device
+from rtp_jax.runner.memory_plan import MemoryPlan, ModelMemory, plan_memory
+from rtp_jax.runner.runner import Runner
+from rtp_jax.runner.start import RunnerPlan, start_runner
+from rtp_jax.sampling_params import SamplingParams
+from rtp_jax.scheduler.admission import Limits
+from rtp_jax.scheduler.scheduler import Scheduler
+from rtp_jax.text.chat import ChatTemplate, load_chat_templates
+from rtp_jax.text.tokenizer import Tokenizer, load_tokenizer
+from rtp_jax.weights.files import read_json
+from rtp_jax.weights.fingerprint import fingerprint
+from rtp_jax.weights.locate import find_model
+
+Progress = Callable[[str], None]
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """A built engine, in pieces."""
+
+    loop: EngineLoop
+    delivery: Delivery
+    submission: Submission
+    scheduler: Scheduler
+    runner: Runner
+    metrics: Metrics
+    info: ModelInfo
+    tokenizer: Tokenizer | None
+    templates: dict[str, ChatTemplate]
+    default_params: SamplingParams
+
+    def close(self) -> None:
+        """End the threads, in the direction of the tokens, and free the device."""
+        self.submission.draining = True
+        self.loop.close()
+        self.delivery.close()
+        self.runner.close()
+
+    def loads(self) -> Loads:
+        """Say how busy the engine is; numbers may be a step old."""
+        return Loads(**self.scheduler.loads(), num_open_requests=self.delivery.num_open)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decided:
+    """What is settled before anything large is loaded."""
+
+    name: str
+    folder: Path
+    spec: ModelSpec
+    facts: DeviceFacts
+    dtype: str
+    kv_dtype: str
+    memory: MemoryPlan
+    tokenizer: Tokenizer | None
+
+
+def build(
+    model: str, config: EngineConfig, *, progress: Progress, metrics: Metrics | None
+) -> Parts:
+    """Build an engine that is ready to serve."""
+    decided = decide(model, config)
+    for line in decided.memory.table().splitlines():
+        progress(line)
+    runner = start_runner(
+        decided.folder, decided.spec, _runner_plan(config, decided), decided.facts, progress
+    )
+    metrics = metrics or Metrics(model_name=decided.name)
+    parts = _wire(config, decided, runner, metrics)
+    parts.loop.start()
+    report = runner.compile_report
+    for _ in report.compiled:
+        metrics.on_compile(seconds=report.seconds / len(report.compiled))
+    metrics.program_cache_hits += len(report.loaded)
+    progress(
+        f"ready: {len(report.compiled)} programs compiled, {len(report.loaded)} loaded,"
+        f" in {report.seconds:.1f} s; steps of {', '.join(parts.info.buckets)} tokens x sequences"
+    )
+    metrics.ready = True
+    return parts
+
+
+def decide(model: str, config: EngineConfig) -> Decided:
+    """Resolve everything that `None` and `auto` leave open; reads small files only."""
+    folder = find_model(model, hub_cache=hub_cache())
+    spec = read_spec(read_json(folder / "config.json"))
+    facts = find_device(config.runner.platform)
+    dtype = facts.best_dtype if config.model.dtype == "auto" else config.model.dtype
+    kv_dtype = dtype if config.cache.kv_dtype == "auto" else config.cache.kv_dtype
+    tokenizer = None
+    if not config.model.skip_tokenizer_init:
+        tokenizer = load_tokenizer(Path(config.model.tokenizer or folder))
+    return Decided(
+        name=config.model.served_model_name or _short_name(model),
+        folder=folder,
+        spec=spec,
+        facts=facts,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        memory=plan_memory(
+            model_memory(spec, dtype, kv_dtype),
+            model=config.model,
+            cache=config.cache,
+            scheduler=config.scheduler,
+            platform=facts.platform,
+            free_device_bytes=facts.free_bytes,
+        ),
+        tokenizer=tokenizer,
+    )
+
+
+def model_memory(spec: ModelSpec, dtype: str, kv_dtype: str) -> ModelMemory:
+    """Tell the memory plan about a model."""
+    return ModelMemory(
+        weight_bytes=spec.weight_bytes(ITEMSIZE[dtype]),
+        num_layers=spec.num_layers,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        hidden_size=spec.hidden_size,
+        mlp_size=spec.mlp_size,
+        vocab_size=spec.vocab_size,
+        max_positions=spec.max_positions,
+        itemsize=ITEMSIZE[dtype],
+        kv_itemsize=ITEMSIZE[kv_dtype],
+    )
+
+
+def _runner_plan(config: EngineConfig, decided: Decided) -> RunnerPlan:
+    scheduler, spec = config.scheduler, decided.spec
+    known = spec.vocab_size if decided.tokenizer is None else decided.tokenizer.vocab_size
+    return RunnerPlan(
+        dtype=decided.dtype,
+        kv_dtype=decided.kv_dtype,
+        num_pages=decided.memory.num_pages,
+        page_size=decided.memory.page_size,
+        max_model_len=decided.memory.max_model_len,
+        num_slots=scheduler.max_num_seqs,
+        vocab_size=min(known, spec.vocab_size),
+        buckets=lattice(
+            scheduler.max_num_batched_tokens,
+            scheduler.max_num_seqs,
+            deterministic=config.model.deterministic,
+        ),
+        attention=config.runner.attention,
+        compile_cache=program_cache(config.runner),
+    )
+
+
+def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metrics) -> Parts:
+    """Connect scheduler, loop, delivery and the way in."""
+    shapes, tokenizer = runner.shapes, decided.tokenizer
+    print_of_model = fingerprint(decided.folder)
+    scheduler = Scheduler(
+        config.scheduler,
+        num_pages=decided.memory.num_pages,
+        page_size=shapes.page_size,
+        max_model_len=shapes.max_model_len,
+        vocab_size=shapes.vocab_size,
+        page_key=(config.cache.page_key or print_of_model).encode(),
+        model_epoch=print_of_model,
+        kv_scheme=decided.kv_dtype,
+        prefix_caching=config.cache.enable_prefix_caching,
+        max_logit_rows=config.scheduler.max_num_seqs,
+    )
+    records = Records(metrics, scheduler)
+
+    def on_stop(request_id: str, index: int, num_output_tokens: int, stop: str) -> None:
+        loop.send(Stop(request_id, index, num_output_tokens, stop))
+
+    def on_finished(end: Finished) -> None:
+        submission.left(end.request.id)
+        records.finished(end)
+
+    def on_step(times: StepTimes) -> None:
+        records.step(times)
+        records.loads(parts.loads())
+
+    delivery = Delivery(on_stop=on_stop, on_finished=on_finished)
+    loop = EngineLoop(scheduler, runner, deliver=delivery.put, record=on_step)
+    eos = _eos_ids(decided)
+    limits = Limits(
+        max_model_len=shapes.max_model_len,
+        vocab_size=shapes.vocab_size,
+        num_pages=decided.memory.num_pages,
+        page_size=shapes.page_size,
+        max_num_seqs=config.scheduler.max_num_seqs,
+    )
+    submission = Submission(
+        builder=RequestBuilder(
+            tokenizer=tokenizer, limits=limits, eos_token_ids=eos, seed=config.model.seed
+        ),
+        loop=loop,
+        delivery=delivery,
+        tokenizer=tokenizer,
+        max_open=config.scheduler.max_num_seqs + config.scheduler.max_waiting,
+    )
+    defaults = default_params(decided.folder)
+    parts = Parts(
+        loop=loop,
+        delivery=delivery,
+        submission=submission,
+        scheduler=scheduler,
+        runner=runner,
+        metrics=metrics,
+        info=_info(config, decided, runner, defaults, eos, print_of_model),
+        tokenizer=tokenizer,
+        templates=load_chat_templates(decided.folder) if tokenizer is not None else {},
+        default_params=defaults,
+    )
+    return parts
+
+
+def _eos_ids(decided: Decided) -> frozenset[int]:
+    known = () if decided.tokenizer is None else decided.tokenizer.eos_ids
+    return frozenset(known) | frozenset(decided.spec.eos_token_ids)
+
+
+def _info(
+    config: EngineConfig,
+    decided: Decided,
+    runner: Runner,
+    defaults: SamplingParams,
+    eos: frozenset[int],
+    print_of_model: str,
+) -> ModelInfo:
+    shapes = runner.shapes
+    return ModelInfo(
+        name=decided.name,
+        architecture=decided.spec.architecture,
+        vocab_size=shapes.vocab_size,
+        max_model_len=shapes.max_model_len,
+        dtype=decided.dtype,
+        kv_dtype=decided.kv_dtype,
+        page_size=shapes.page_size,
+        num_pages=decided.memory.num_pages,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        eos_token_ids=tuple(sorted(eos)),
+        default_sampling_params=defaults,
+        fingerprint=print_of_model,
+        epoch=secrets.token_hex(8),
+        platform=decided.facts.platform,
+        num_parameters=decided.spec.num_parameters,
+        buckets=tuple(map(str, shapes.buckets)),
+    )
+
+
+def _short_name(model: str) -> str:
+    """Show the last part of a folder, and a hub name as it is."""
+    return Path(model).name if Path(model).is_dir() else model

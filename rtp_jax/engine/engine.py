@@ -1,0 +1,336 @@
+"""The Python API: `Engine.generate` and its siblings, over one loop.
+
+    with Engine("rtp-tiny") as engine:
+        for output in engine.generate(["1 + 1 =", "2 + 2 ="], SamplingParams(temperature=0)):
+            print(output.outputs[0].text)
+
+What wires the rooms together is `build.py`; what happens to a token is in `loop.py`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from rtp_jax.config import EngineConfig
+from rtp_jax.delivery.collector import Collector
+from rtp_jax.engine.build import build
+from rtp_jax.engine.info import Loads, ModelInfo
+from rtp_jax.engine.loop import ResetPrefixCache
+from rtp_jax.engine.readers import LoopReader, QueueReader
+from rtp_jax.engine.requests import Prompt, match_params, parse_prompt, parse_prompts
+from rtp_jax.engine.scoring import Scoring, score_requests
+from rtp_jax.engine.submission import Submission
+from rtp_jax.errors import FailedPrecondition, InvalidArgument
+from rtp_jax.metrics import Metrics
+from rtp_jax.outputs import RequestOutput, ScoreOutput
+from rtp_jax.request import Request
+from rtp_jax.sampling_params import OutputKind, SamplingParams
+from rtp_jax.text.chat import choose_template, render_chat
+from rtp_jax.text.tokenizer import Tokenizer
+
+
+class Engine:
+    """A model, ready to generate; use it as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        progress: Callable[[str], None] | None = None,
+        metrics: Metrics | None = None,
+        **options: object,
+    ):
+        """Load a model and compile its steps; returns when it can serve.
+
+        Args:
+          model: a folder, `rtp-tiny`, or the name of a model in the local Hugging Face cache.
+          progress: told what is being done, one line at a time.
+          metrics: where to count; by default the engine counts for itself.
+          options: fields of `EngineConfig`'s sections, by name: dtype, max_model_len, ...
+        """
+        config = EngineConfig.from_options(**options)
+        parts = build(model, config, progress=progress or _silent, metrics=metrics)
+        self._submission: Submission = parts.submission
+        self.info: ModelInfo = parts.info
+        self.metrics: Metrics = parts.metrics
+        self.tokenizer: Tokenizer | None = parts.tokenizer
+        self.default_sampling_params: SamplingParams = parts.default_params
+        self._loop_readers: dict[asyncio.AbstractEventLoop, LoopReader] = {}
+        self._parts = parts
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Abort what runs, end the threads and give the memory back; may be called again."""
+        self._parts.close()
+
+    def generate(
+        self,
+        prompts: object,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | Callable = True,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        on_error: str = "raise",
+    ) -> list[RequestOutput]:
+        """Generate for one prompt or many; results come in the order of the prompts.
+
+        Args:
+          prompts: a str, token ids, {"prompt_token_ids": [...]}, or a list of these.
+          sampling_params: one for all, one for each, or None for the model's defaults.
+          use_tqdm: show a progress bar on stderr if it is a terminal; or what makes one.
+          priority: lower goes first.
+          timeout_s: seconds from now for all of them together.
+          on_error: "raise" the first error, or "return" it in `RequestOutput.error`.
+
+        Raises:
+          RtpError: a prompt or option is wrong or a request failed, unless on_error="return".
+        """
+        if on_error not in ("raise", "return"):
+            raise InvalidArgument(
+                f"RTPJ-1003 OPTION_INVALID: on_error={on_error!r} is not allowed; it must be"
+                " raise or return.",
+                field="on_error",
+            )
+        parsed, _ = parse_prompts(prompts)
+        params = match_params(sampling_params, len(parsed), self.default_sampling_params)
+        params = [replace(each, output_kind=OutputKind.FINAL_ONLY) for each in params]
+        deadline_s = self._submission.deadline(timeout_s)
+        return self._submission.run_all(
+            [
+                lambda prompt=prompt, each=each: self._submission.builder.build(
+                    prompt, each, priority=priority, deadline_s=deadline_s
+                )
+                for prompt, each in zip(parsed, params, strict=True)
+            ],
+            prompts=parsed,
+            use_tqdm=use_tqdm,
+            on_error=on_error,
+        )
+
+    def stream(
+        self,
+        prompt: object,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        output_kind: OutputKind | str = OutputKind.DELTA,
+    ) -> Iterator[RequestOutput]:
+        """Generate for one prompt and yield outputs as they come; closing the iterator aborts."""
+        params = sampling_params or self.default_sampling_params
+        request = self._submission.builder.build(
+            parse_prompt(prompt),
+            replace(params, output_kind=output_kind),
+            request_id=request_id,
+            priority=priority,
+            deadline_s=self._submission.deadline(timeout_s),
+        )
+        reader = QueueReader()
+        self._submission.submit(request, reader)
+        return self._read(request, reader)
+
+    def chat(
+        self,
+        messages: Sequence,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+        use_tqdm: bool | Callable = True,
+        on_error: str = "raise",
+    ) -> list[RequestOutput]:
+        """Answer one conversation or a list of them, rendered with the model's chat template."""
+        many = len(messages) > 0 and not isinstance(messages[0], Mapping)
+        conversations = messages if many else [messages]
+        prompts = [
+            self.chat_prompt(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for conversation in conversations
+        ]
+        if sampling_params is None:
+            sampling_params = replace(self.default_sampling_params, max_tokens=None)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, on_error=on_error)
+
+    def score(
+        self, prompt: object, continuations: Sequence, *, timeout_s: float | None = None
+    ) -> list[ScoreOutput]:
+        """Return the log-probability that the model gives to each continuation of a prompt."""
+        scoring = self._scoring(prompt, continuations, self._submission.deadline(timeout_s))
+        outputs = self._submission.run_all(
+            [lambda request=request: request for request in scoring.requests],
+            prompts=[],
+            use_tqdm=False,
+            on_error="raise",
+        )
+        return scoring.read(outputs)
+
+    async def stream_async(
+        self,
+        prompt: object,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        cache_salt: str = "",
+    ) -> AsyncIterator[RequestOutput]:
+        """Yield the outputs of one request; closing or cancelling the generator aborts it.
+
+        Args:
+          prompt: a str, token ids or {"prompt_token_ids": [...]}; tokenized off the loop.
+          params: `output_kind` says what is yielded.
+          request_id: must not be live already.
+          priority: lower goes first.
+          deadline_s: absolute, on `time.monotonic()`'s clock.
+          cache_salt: only requests with the same salt share cached pages.
+        """
+        parsed = parse_prompt(prompt)
+        if cache_salt:
+            parsed = replace(parsed, cache_salt=cache_salt)
+        loop = asyncio.get_running_loop()
+        request = await self._build_async(
+            parsed,
+            params or self.default_sampling_params,
+            request_id=request_id,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+        async with contextlib.aclosing(self._read_async(request, loop)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def score_async(
+        self, prompt: object, continuations: Sequence, *, deadline_s: float | None = None
+    ) -> list[ScoreOutput]:
+        """Like `score`, for an asyncio loop."""
+        loop = asyncio.get_running_loop()
+        scoring = await asyncio.to_thread(self._scoring, prompt, continuations, deadline_s)
+        outputs = await asyncio.gather(
+            *(self._last(self._read_async(request, loop)) for request in scoring.requests)
+        )
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
+        return scoring.read(outputs)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> list[int]:
+        """Render a conversation with the model's chat template and tokenize it."""
+        if self.tokenizer is None:
+            raise FailedPrecondition(
+                "RTPJ-1007 NO_TOKENIZER: messages are text and this engine was started with"
+                " skip_tokenizer_init=True. Use generate with prompt_token_ids.",
+                field="messages",
+            )
+        text = render_chat(
+            choose_template(self._parts.templates),
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            bos_token=self.tokenizer.bos_token,
+            eos_token=self.tokenizer.eos_token,
+            **(chat_template_kwargs or {}),
+        )
+        return self._submission.builder.encode(text, add_special_tokens=False)
+
+    def abort(self, request_ids: str | Sequence[str]) -> None:
+        """Give requests up; an unknown id is remembered, as an abort may overtake its request."""
+        ids = [request_ids] if isinstance(request_ids, str) else request_ids
+        for request_id in ids:
+            self._submission.abort(request_id)
+
+    def stop_admitting(self) -> None:
+        """Refuse new requests from now on; the running ones finish."""
+        self._submission.draining = True
+
+    def loads(self) -> Loads:
+        """Say how busy the engine is."""
+        return self._parts.loads()
+
+    @property
+    def alive(self) -> bool:
+        """True while the engine's loop serves."""
+        return self._parts.loop.alive
+
+    def last_progress_s(self) -> float:
+        """Return when the loop last turned, on `time.monotonic()`'s clock; idling is progress."""
+        return self._parts.loop.last_progress_s
+
+    def get_tokenizer(self) -> Tokenizer | None:
+        """Return the tokenizer."""
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """Return what `generate` uses when it is given none."""
+        return self.default_sampling_params
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached pages that no sequence uses."""
+        self._parts.loop.send(ResetPrefixCache())
+
+    def _scoring(
+        self, prompt: object, continuations: Sequence, deadline_s: float | None
+    ) -> Scoring:
+        return score_requests(
+            self._submission.builder, parse_prompt(prompt), continuations, deadline_s
+        )
+
+    def _read(self, request: Request, reader: QueueReader) -> Iterator[RequestOutput]:
+        collector = Collector(request, request.params.n)
+        try:
+            while not collector.output.finished:
+                if (output := collector.add(reader.get())) is not None:
+                    yield output
+        finally:
+            if not collector.output.finished:
+                self._submission.abort(request.id)
+        if collector.output.error is not None:
+            raise collector.output.error
+
+    async def _build_async(self, prompt: Prompt, params: SamplingParams, **options) -> Request:
+        """Build a request; text is tokenized in another thread."""
+        if prompt.text is None and not params.bad_words:
+            return self._submission.builder.build(prompt, params, **options)
+        return await asyncio.to_thread(self._submission.builder.build, prompt, params, **options)
+
+    async def _read_async(
+        self, request: Request, loop: asyncio.AbstractEventLoop
+    ) -> AsyncIterator[RequestOutput]:
+        reader = self._loop_readers.setdefault(loop, LoopReader(loop))
+        collector = Collector(request, request.params.n)
+        self._submission.submit(request, reader)
+        deltas = reader.open(request.id)  # nothing arrives before this coroutine waits
+        try:
+            while not collector.output.finished:
+                if (output := collector.add(await deltas.get())) is not None:
+                    yield output
+        finally:
+            reader.close(request.id)
+            if not collector.output.finished:
+                self._submission.abort(request.id)
+
+    async def _last(self, outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
+        return [output async for output in outputs][-1]
+
+
+def _silent(line: str) -> None:
+    """Show nothing."""

@@ -1,0 +1,89 @@
+"""What is counted and logged of steps and requests: one line for each request, never its text."""
+
+import logging
+
+from rtp_jax.delivery.delivery import Finished
+from rtp_jax.engine.info import Loads
+from rtp_jax.engine.loop import StepTimes
+from rtp_jax.errors import Internal
+from rtp_jax.metrics import Metrics, RequestStats, StepStats
+from rtp_jax.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger("rtp_jax.requests")
+
+
+class Records:
+    """Writes to an engine's metrics and to its request log."""
+
+    def __init__(self, metrics: Metrics, scheduler: Scheduler):
+        self._metrics = metrics
+        self._scheduler = scheduler
+
+    def step(self, times: StepTimes) -> None:
+        """Count a committed step; on the engine's thread."""
+        prefill = sum(row.count for row in times.plan.rows if row.token_ids is not None)
+        tokens = times.plan.num_tokens
+        metrics, counters = self._metrics, self._scheduler.counters
+        metrics.on_step(
+            StepStats(
+                num_prefill_tokens=prefill,
+                num_decode_tokens=tokens - prefill,
+                num_padded_tokens=times.bucket[0],
+                schedule_s=times.schedule_s,
+                prepare_s=times.prepare_s,
+                dispatch_s=times.dispatch_s,
+                wait_s=times.wait_s,
+                commit_s=times.commit_s,
+            )
+        )
+        metrics.prefix_cache_queries = counters.query_tokens
+        metrics.prefix_cache_hits = counters.hit_tokens
+        metrics.num_preemptions = counters.preemptions
+
+    def loads(self, loads: Loads) -> None:
+        """Show how busy the engine is."""
+        self._metrics.set_loads(
+            num_running=loads.num_running,
+            num_waiting=loads.num_waiting,
+            num_pages=loads.num_pages,
+            num_free_pages=loads.num_free_pages,
+            num_cached_pages=loads.num_cached_pages,
+        )
+
+    def finished(self, end: Finished) -> None:
+        """Count a request that ended, and log it; on the delivery thread."""
+        request, timing, metrics = end.request, end.timing, self._metrics
+        metrics.on_request_finished(
+            RequestStats(
+                finished_reason=end.reason,
+                num_prompt_tokens=len(request.prompt_token_ids),
+                num_output_tokens=end.num_output_tokens,
+                num_cached_tokens=end.num_cached_tokens,
+                queue_s=timing.queue_s,
+                first_token_s=timing.first_token_s,
+                total_s=timing.total_s or 0.0,
+                max_tokens=request.max_tokens,
+                n=request.params.n,
+            )
+        )
+        if isinstance(end.error, Internal):
+            metrics.request_faults += 1
+        log = logger.info if end.error is None else logger.warning
+        log(
+            "request %s %s: %d prompt tokens (%d cached), %d output tokens, %s%s",
+            request.id,
+            end.reason,
+            len(request.prompt_token_ids),
+            end.num_cached_tokens,
+            end.num_output_tokens,
+            _seconds(
+                ("queued", timing.queue_s),
+                ("ttft", timing.first_token_s),
+                ("total", timing.total_s),
+            ),
+            "" if end.error is None else f", {end.error.id} {end.error.name}",
+        )
+
+
+def _seconds(*spans: tuple[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.3f} s" for name, value in spans if value is not None)

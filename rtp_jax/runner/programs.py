@@ -1,0 +1,170 @@
+"""Compiled programs that survive the process: compile in parallel once, load ever after.
+
+A program file is `sha256 of the rest | serialized executable`.  Executables are code, so their
+folder is 0700 and ours, and a file whose digest does not match is compiled again.  The name of a
+file is a hash of everything that shapes the program: sources, versions, machine, model, bucket.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from rtp_jax.errors import FailedPrecondition
+
+logger = logging.getLogger(__name__)
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to compile: a function, the shapes of its arguments, and what it donates."""
+
+    name: str
+    function: Callable
+    arguments: tuple
+    results: Any  # pytree of anything, shaped like what the function returns
+    donated: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class CompileReport:
+    """What preparing the programs took."""
+
+    compiled: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def prepare_programs(
+    programs: list[Program],
+    *,
+    folder: Path | None,
+    key: str,
+    device: jax.Device,
+    progress: Callable[[str], None],
+) -> tuple[Mapping[str, jax.stages.Compiled], CompileReport]:
+    """Load each program from `folder`, or compile it and keep it there; several at a time."""
+    if folder is not None:
+        make_private(folder)
+    start = time.monotonic()
+    report = CompileReport()
+    ready: dict[str, jax.stages.Compiled] = {}
+    prepare = functools.partial(_prepare, folder=folder, key=key, device=device)
+    threads = max(1, min(len(programs), os.cpu_count() or 1))
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        for program, (compiled, was_loaded) in zip(
+            programs, executor.map(prepare, programs), strict=True
+        ):
+            ready[program.name] = compiled
+            (report.loaded if was_loaded else report.compiled).append(program.name)
+            verb = "loaded" if was_loaded else "compiled"
+            progress(f"{verb} program {program.name} ({len(ready)} of {len(programs)})")
+    report.seconds = time.monotonic() - start
+    return ready, report
+
+
+def make_private(folder: Path) -> None:
+    """Create the folder for this user alone, or refuse one that others can write to."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    info = folder.stat()
+    if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise FailedPrecondition(
+            f"RTPJ-4106 CACHE_NOT_PRIVATE: compile_cache={str(folder)!r} holds executable code and"
+            f" may be written by others (mode {stat.S_IMODE(info.st_mode):o}, owner"
+            f" {info.st_uid}). Run `chmod 700` on it, or choose another with compile_cache.",
+            field="compile_cache",
+        )
+
+
+def environment_key(device: jax.Device) -> str:
+    """Hash what a program depends on besides the model: sources, versions, machine."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for room in ("kernels", "layers", "models", "parallel", "quant", "runner"):
+        for path in sorted((root / room).rglob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for package in ("jax", "jaxlib", "flax"):
+        digest.update(importlib.metadata.version(package).encode() + b"\0")
+    digest.update(f"{platform.python_version()} {device.platform} {device.device_kind}".encode())
+    digest.update(f"{_cpu_features()} {os.cpu_count()} {len(jax.devices())}".encode())
+    return digest.hexdigest()
+
+
+def _cpu_features() -> str:
+    """Machine code for a CPU runs only where the same instructions exist."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features")
+    return " ".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _prepare(
+    program: Program, *, folder: Path | None, key: str, device: jax.Device
+) -> tuple[jax.stages.Compiled, bool]:
+    """Return a compiled program and whether it came from the folder."""
+    described = f"{key} {program.name} {jax.tree.map(_shape, program.arguments)} {program.donated}"
+    path = None
+    if folder is not None:
+        path = folder / f"{program.name}-{hashlib.sha256(described.encode()).hexdigest()[:32]}"
+        if compiled := _load(path, program, device):
+            return compiled, True
+    jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
+    compiled = jitted.lower(*program.arguments).compile()
+    if path is not None:
+        _save(path, compiled)
+    return compiled, False
+
+
+def _shape(leaf: Any) -> str:
+    return f"{leaf.dtype}{leaf.shape}"
+
+
+def _load(path: Path, program: Program, device: jax.Device) -> jax.stages.Compiled | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("cannot read compiled program %s: %s", path.name, error)
+        return None
+    payload = content[DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != content[:DIGEST_BYTES]:
+        logger.warning("compiled program %s is damaged; compiling it again", path.name)
+        return None
+    try:
+        return serialize_executable.deserialize_and_load(
+            payload,
+            jax.tree.structure((program.arguments, {})),
+            jax.tree.structure(program.results),
+            backend=device.client,
+            execution_devices=[device],
+        )
+    except jax.errors.JaxRuntimeError as error:
+        logger.warning("compiled program %s does not load (%s); compiling it", path.name, error)
+        return None
+
+
+def _save(path: Path, compiled: jax.stages.Compiled) -> None:
+    payload, _, _ = serialize_executable.serialize(compiled)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(hashlib.sha256(payload).digest() + payload)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        logger.warning("compiled program %s is not kept: %s", path.name, error)

@@ -1,0 +1,95 @@
+"""From a checkpoint to a runner that can execute: load, compile, run once.
+
+Read next: `runner.py`.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rtp_jax.kernels.pages import storage_dtype
+from rtp_jax.models.registry import architecture
+from rtp_jax.models.skeleton import skeleton
+from rtp_jax.models.spec import ModelSpec
+from rtp_jax.runner.buckets import Bucket
+from rtp_jax.runner.device import DeviceFacts
+from rtp_jax.runner.programs import environment_key
+from rtp_jax.runner.runner import Runner, StepShapes
+from rtp_jax.weights.loader import LoadProgress, load
+
+Progress = Callable[[str], None]
+REPORT_EVERY = 0.1  # of the bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerPlan:
+    """Everything about the runner that was decided on the host."""
+
+    dtype: str
+    kv_dtype: str
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    num_slots: int
+    vocab_size: int  # ids that may be sampled
+    buckets: tuple[Bucket, ...]
+    attention: str
+    compile_cache: Path | None
+
+
+def start_runner(
+    folder: Path, spec: ModelSpec, plan: RunnerPlan, facts: DeviceFacts, progress: Progress
+) -> Runner:
+    """Load the weights, prepare every program of the lattice and run each once."""
+    bones = skeleton(
+        spec, dtype=jnp.dtype(plan.dtype), platform=facts.platform, attention=plan.attention
+    )
+    table = architecture(spec.architecture).weight_table(spec)
+    loaded = load(
+        folder,
+        table,
+        bones.parameters,
+        progress=_Reporter(progress),
+        place=lambda _, array: jax.device_put(array, facts.device),
+    )
+    shapes = StepShapes(
+        buckets=plan.buckets,
+        page_shapes=((plan.num_pages, *spec.kv_page_shape(plan.page_size)),),
+        page_dtype=np.dtype(storage_dtype(jnp.dtype(plan.kv_dtype))),
+        num_slots=plan.num_slots,
+        max_model_len=plan.max_model_len,
+        page_size=plan.page_size,
+        vocab_size=plan.vocab_size,
+        padded_vocab_size=spec.vocab_size,
+    )
+    runner = Runner(
+        weights=bones.leaves(loaded), build=bones.assemble, shapes=shapes, device=facts.device
+    )
+    described = f"{environment_key(facts.device)} {spec} {plan.dtype} {plan.attention} {shapes}"
+    key = hashlib.sha256(described.encode()).hexdigest()
+    runner.compile(folder=plan.compile_cache, key=key, progress=progress)
+    return runner
+
+
+class _Reporter:
+    """Says how far loading has come, about ten times."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+        self._next = REPORT_EVERY
+
+    def __call__(self, now: LoadProgress) -> None:
+        share = now.bytes_done / max(now.bytes_total, 1)
+        if share < min(self._next, 1.0):
+            return
+        self._next = share + REPORT_EVERY
+        rate = now.bytes_done / max(now.seconds, 1e-9) / 1e9
+        self._progress(
+            f"loaded {now.bytes_done / 1e6:.0f} of {now.bytes_total / 1e6:.0f} MB"
+            f" ({now.tensors_done} of {now.tensors_total} tensors, {rate:.2f} GB/s)"
+        )

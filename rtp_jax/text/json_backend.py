@@ -18,6 +18,9 @@ from rtp_jax.text.special_tokens import AddedToken, SpecialTokens
 from rtp_jax.text.tokenizer_files import MAX_TOKENIZER_BYTES, corrupt, parsing, read_checked
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how byte fallback spells a byte
+# Classes of transformers 4 in which add_bos_token counts beside a tokenizer.json; in others, and in
+# transformers 5, the file alone decides.  DeepSeek V3 gets its bos so.
+FLAG_CLASSES = {"LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"}
 SPACE_PIECE = "\u2581"  # how sentencepiece spells a space
 
 
@@ -106,10 +109,12 @@ def _to_library(token: AddedToken) -> tokenizers.AddedToken:
 
 
 def _set_ends(library: tokenizers.Tokenizer, tokens: SpecialTokens) -> None:
-    """Let add_bos_token and add_eos_token, where they are given, overrule the file, as HF does."""
+    """Let add_bos_token and add_eos_token overrule the file, for the classes that read them."""
+    if tokens.tokenizer_class.removesuffix("Fast") not in FLAG_CLASSES:
+        return
     if tokens.add_bos is None and tokens.add_eos is None:
         return
-    bos = tokens.bos if tokens.add_bos else None
+    bos = tokens.bos if tokens.add_bos is not False else None
     eos = tokens.eos if tokens.add_eos else None
     pieces = [*([bos] if bos else []), "$A", *([eos] if eos else [])]
     library.post_processor = tokenizers.processors.TemplateProcessing(

@@ -40,6 +40,7 @@ class SpecialTokens:
     eos: str | None
     pad: str | None
     unk: str | None
+    tokenizer_class: str
     add_bos: bool | None  # None: the file does not say
     add_eos: bool | None
     legacy: bool  # sentencepiece: a space goes before every piece of text, not only the first
@@ -60,7 +61,10 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
     named = {name: _token(path, config[name]) for name in NAMED if config.get(name)}
     by_content = {token.content: token for token in added}
     for token in [*named.values(), *_listed(path, config)]:  # whatever has a role is special
-        by_content[token.content] = replace(by_content.get(token.content, token), special=True)
+        if token.content in by_content:
+            token = by_content[token.content]
+            token = replace(token, normalized=token.normalized and listed is not None)
+        by_content[token.content] = replace(token, special=True)
     content = {name: token.content for name, token in named.items()}
     return SpecialTokens(
         added=tuple(by_content.values()),
@@ -68,6 +72,7 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         eos=content.get("eos_token"),
         pad=content.get("pad_token"),
         unk=content.get("unk_token"),
+        tokenizer_class=str(config.get("tokenizer_class")),
         add_bos=_flag(path, config, "add_bos_token"),
         add_eos=_flag(path, config, "add_eos_token"),
         legacy=_flag(path, config, "legacy") is not False,

@@ -115,7 +115,7 @@ def sentencepiece_bpe(folder: Path, *, legacy: bool = False) -> Path:
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    config = {"legacy": legacy, "add_bos_token": True, "add_eos_token": False}
+    config = {"legacy": legacy, "add_bos_token": True, "tokenizer_class": "LlamaTokenizer"}
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder / "tokenizer_config.json", config | names)
     return folder

@@ -19,7 +19,6 @@ def test_it_imports(name):
     importlib.import_module(name)
 
 
-@pytest.mark.skipif("Engine" not in vars(rtp_jax), reason="the engine is not built yet")
 def test_the_engine_answers(tiny_model):
     params = rtp_jax.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     with rtp_jax.Engine(str(tiny_model), dtype="float32", max_model_len=64) as engine:

@@ -2,7 +2,7 @@
 
     python tools/capability_table.py results-local/test.json [results/DATE-h200.json]
 
-A test says `@pytest.mark.capability("prefix-cache")`; `pytest --results=FILE` records how it ended.
+A test says `@pytest.mark.capability("prefix cache")`; `pytest --results=FILE` records how it ended.
 A cell links to a file whose tests passed.  Where no test ran, the cell says `untested`.
 """
 
@@ -14,31 +14,38 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "README.md"
 BEGIN, END = "<!-- table: tools/capability_table.py -->", "<!-- end of table -->"
 HEADER = "| capability | CPU | H200 |\n|---|---|---|\n"
-ROWS = {
-    "llama": "Llama 2 and 3.x, Mistral with its sliding window",
-    "qwen": "Qwen2, Qwen2.5, Qwen3 (dense)",
-    "rope": "rope scaling: linear, llama3, yarn, dynamic up to the original length",
-    "checkpoints": "Hugging Face folders of safetensors, sharded or not",
-    "tokenizers": "`tokenizer.json` and sentencepiece; text that never shows half a character",
-    "bfloat16": "bfloat16 weights and KV pages",
-    "generate": "`Engine.generate`, `stream`, `chat`, and their async forms",
-    "score": "`Engine.score`: log-probabilities of given continuations",
+ROWS = {  # the name that tests use, and what it means
+    "Llama": "Llama 2 and 3.x",
+    "Mistral": "with its sliding window",
+    "Qwen": "Qwen2, Qwen2.5 and Qwen3, dense",
+    "rope scaling": "linear, llama3, yarn; dynamic up to the original length",
+    "safetensors": "Hugging Face folders, one file or many, float32, bfloat16, float16",
+    "tokenizers": "`tokenizer.json` and sentencepiece; never half a character",
+    "chat templates": "in a sandbox",
+    "bfloat16": "weights and KV pages",
+    "Engine.generate": "lists of texts or token ids; order kept",
+    "streaming": "tokens as they arrive",
+    "async API": "deltas, cumulative or final outputs",
+    "scoring": "log-probabilities of given continuations",
     "sampling": "temperature, top-k, top-p, min-p, penalties, bias, bad words, seeds, n > 1",
-    "logprobs": "log-probabilities of outputs and prompts",
-    "stop": "stop strings and stop tokens, with ids, text and log-probabilities aligned",
-    "invariance": "the same tokens alone, in any batch, chunk size, cache state",
-    "chunked-prefill": "long prompts in chunks, mixed with decoding",
-    "prefix-cache": "prompts that begin alike are computed once",
-    "preemption": "when pages run out, somebody waits and nobody's output changes",
-    "priorities": "priorities that age, deadlines, a bounded queue",
-    "warm-start": "a second start compiles nothing; after ready nothing compiles",
-    "grpc": "gRPC: unary and streams, health, reflection",
-    "cancellation": "cancel, abort, disconnect and deadline free their pages",
-    "security": "TLS, mTLS, bearer tokens",
-    "isolation": "a malformed or failing request ends alone, with a typed error",
+    "logprobs": "of outputs and of prompts",
+    "stop strings": "ids, text and log-probabilities end together",
+    "continuous batching": "the same tokens alone and together (float32)",
+    "deterministic": "the same tokens in any dtype",
+    "chunked prefill": "long prompts beside sequences that decode",
+    "prefix cache": "prompts that begin alike are computed once",
+    "preemption": "when pages run out, somebody waits and no output changes",
+    "priorities": "with ageing, and a bounded queue",
+    "deadlines": "end a request wherever it is",
+    "abort": "frees pages at once, even before the request arrives",
+    "second start compiles nothing": "and nothing compiles after ready",
+    "typed errors": "a bad request ends alone",
+    "gRPC": "unary and streams, tokenize, score, reflection",
+    "health": "means progress, not only a process",
+    "TLS and tokens": "TLS, mTLS, bearer tokens",
     "drain": "SIGTERM finishes what runs and refuses what is new",
-    "metrics": "Prometheus metrics, under our names and vLLM's",
-    "cli": "`rtp-jax generate, chat, serve, info, plan, doctor`",
+    "metrics": "Prometheus, under our names and vLLM's",
+    "command line": "`rtp-jax generate, chat, serve, info, plan, doctor`",
 }
 
 
@@ -55,7 +62,10 @@ def cell(name: str, record: dict | None) -> str:
 
 def table(cpu: dict | None, h200: dict | None) -> str:
     """Draw the table, one row for each capability."""
-    lines = [f"| {text} | {cell(name, cpu)} | {cell(name, h200)} |" for name, text in ROWS.items()]
+    lines = [
+        f"| {name}: {text} | {cell(name, cpu)} | {cell(name, h200)} |"
+        for name, text in ROWS.items()
+    ]
     return HEADER + "\n".join(lines) + "\n"
 
 

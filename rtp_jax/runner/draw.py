@@ -1,15 +1,17 @@
 """How one token is taken from a row: the most likely one, or one by chance.
 
 Both look at the vocabulary in blocks, one pass over all of it and then a closer look at one block.
-A running sum over 150 000 probabilities in float32 would lose the small ones; two short ones, over
-blocks and within a block, do not.  Nothing here mixes rows.  Read next: `truncation.py`.
+A running sum over 150 000 probabilities in float32 would lose the small ones; short ones, over
+groups of blocks, the blocks of a group and the tokens of a block, do not.  Nothing here mixes rows.
+Read next: `truncation.py`.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32, UInt32
 
-BLOCK = 512
+BLOCK = 128  # tokens
+GROUP = 64  # blocks
 LOWEST_EXPONENT = -80.0  # exp() of less would leave the normal numbers of float32
 
 Rows = Float32[Array, " rows"]
@@ -21,13 +23,14 @@ def most_likely(logits: Logits) -> tuple[Ids, Rows]:
     """Return the first of each row's largest logits, and that logit; +inf if the row has a NaN.
 
     XLA's own argmax carries an index through the whole vocabulary and costs ten times a maximum;
-    its maximum on a CPU passes over NaN.
+    its maximum on a CPU passes over NaN, but a sum does not.
     """
-    blocks = _blocks(jnp.where(jnp.isnan(logits), jnp.inf, logits))
+    blocks = _cut(logits, BLOCK, -jnp.inf)
     largest_of = jnp.max(blocks, axis=2)
     block = jnp.argmax(largest_of, axis=1).astype(jnp.int32)
     within = jnp.argmax(_take(blocks, block), axis=1).astype(jnp.int32)
-    return block * blocks.shape[2] + within, jnp.max(largest_of, axis=1)
+    broken = jnp.isnan(jnp.sum(logits, axis=1))
+    return block * BLOCK + within, jnp.where(broken, jnp.inf, jnp.max(largest_of, axis=1))
 
 
 def draw(logits: Logits, largest: Rows, threshold: Rows, temperatures: Rows, uniforms: Rows) -> Ids:
@@ -38,21 +41,16 @@ def draw(logits: Logits, largest: Rows, threshold: Rows, temperatures: Rows, uni
     """
     temperatures = jnp.where(temperatures > 0, temperatures, 1.0)
     lowest = jnp.maximum(threshold, largest + LOWEST_EXPONENT * temperatures)
-
-    def weigh(x: Float32[Array, "rows ..."]) -> Float32[Array, "rows ..."]:
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        scaled = (x - largest.reshape(shape)) / temperatures.reshape(shape)
-        return jnp.where(x >= lowest.reshape(shape), jnp.exp(scaled), 0.0)
-
-    blocks = _blocks(logits)
-    sums = jnp.sum(weigh(blocks), axis=2)
-    ends = jnp.cumsum(sums, axis=1)
-    goal = uniforms * ends[:, -1]
-    block = _first_past(goal, ends, sums)
-    goal -= jnp.take_along_axis(ends - sums, block[:, None], axis=1)[:, 0]
-    weights = weigh(_take(blocks, block))
-    within = _first_past(goal, jnp.cumsum(weights, axis=1), weights)
-    return block * blocks.shape[2] + within
+    scaled = (logits - largest[:, None]) / temperatures[:, None]
+    tokens = _cut(jnp.where(logits >= lowest[:, None], jnp.exp(scaled), 0.0), BLOCK, 0.0)
+    blocks = _cut(jnp.sum(tokens, axis=2), GROUP, 0.0)
+    groups = jnp.sum(blocks, axis=2)
+    goal = uniforms * running_sum(groups)[:, -1]
+    group, goal = _pick(groups, goal)
+    block, goal = _pick(_take(blocks, group), goal)
+    block += group * GROUP
+    token, _ = _pick(_take(tokens, block), goal)
+    return block * BLOCK + token
 
 
 def uniforms(seeds: UInt32[Array, " rows"], positions: Ids) -> Rows:
@@ -65,25 +63,35 @@ def uniforms(seeds: UInt32[Array, " rows"], positions: Ids) -> Rows:
     return (jax.vmap(bits)(seeds, positions) >> 8).astype(jnp.float32) * 2.0**-24
 
 
-def _blocks(logits: Logits) -> Float32[Array, "rows blocks block"]:
-    """Cut the vocabulary into blocks, without a copy where a power of two divides it."""
-    vocab = logits.shape[1]
-    size = BLOCK
-    while size > 64 and vocab % size:
-        size //= 2
-    if padding := -vocab % size:
-        logits = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
-    return logits.reshape(logits.shape[0], -1, size)
+def running_sum(x: Float32[Array, "rows n"]) -> Float32[Array, "rows n"]:
+    """Sum up to and including each element; for short rows, which jnp.cumsum compiles slowly."""
+    number = jnp.arange(x.shape[1])
+    return jnp.sum(jnp.where(number <= number[:, None], x[:, None, :], 0.0), axis=2)
 
 
-def _take(blocks: Float32[Array, "rows blocks block"], chosen: Ids) -> Float32[Array, "rows block"]:
-    return jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
+def _cut(
+    x: Float32[Array, "rows n"], size: int, filler: float
+) -> Float32[Array, "rows parts size"]:
+    """Cut rows into parts of a size; the last one is filled up."""
+    if missing := -x.shape[1] % size:
+        x = jnp.pad(x, ((0, 0), (0, missing)), constant_values=filler)
+    return x.reshape(x.shape[0], -1, size)
 
 
-def _first_past(goal: Rows, ends: Float32[Array, "rows n"], sizes: Float32[Array, "rows n"]) -> Ids:
-    """Find the first non-empty interval that ends past the goal, or else the last non-empty one."""
+def _take(parts: Float32[Array, "rows parts size"], chosen: Ids) -> Float32[Array, "rows size"]:
+    return jnp.take_along_axis(parts, chosen[:, None, None], axis=1)[:, 0]
+
+
+def _pick(sizes: Float32[Array, "rows n"], goal: Rows) -> tuple[Ids, Rows]:
+    """Find the first non-empty interval that ends past the goal, or else the last non-empty one.
+
+    Returns also how far into it the goal lies.
+    """
+    ends = running_sum(sizes)
     number = jnp.arange(sizes.shape[1], dtype=jnp.int32)
-    filled = sizes > 0
-    first = jnp.min(jnp.where(filled & (ends > goal[:, None]), number, sizes.shape[1]), axis=1)
-    last = jnp.max(jnp.where(filled, number, 0), axis=1)
-    return jnp.minimum(first, last)
+    past = (sizes > 0) & (ends > goal[:, None])
+    first = jnp.min(jnp.where(past, number, sizes.shape[1]), axis=1)
+    last = jnp.max(jnp.where(sizes > 0, number, 0), axis=1)
+    chosen = jnp.minimum(first, last)
+    start = jnp.take_along_axis(ends - sizes, chosen[:, None], axis=1)[:, 0]
+    return chosen, goal - start

@@ -5,6 +5,7 @@ Read next: `sampler.py`.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 
@@ -40,6 +41,14 @@ class WideOptions(NamedTuple):
     use_bias: Bool[Array, ""]
     logprob_ids: Int32[Array, "rows chosen"]  # 0: unused
     use_logprob_ids: Bool[Array, ""]
+
+    def any_masked(self) -> Bool[Array, ""]:
+        """Whether a mask rules out an id of these rows."""
+        return self.use_masks & jnp.any(~self.masks != 0)
+
+    def any_biased(self) -> Bool[Array, ""]:
+        """Whether these rows have a bias."""
+        return self.use_bias & jnp.any(self.bias_ids >= 0)
 
 
 class Sampled(NamedTuple):

@@ -14,14 +14,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32
+from jaxtyping import Array, Bool, Float32, Int32
 
+from rtp_jax.runner.draw import running_sum
 from rtp_jax.runner.sampling_inputs import RowOptions
 
 CANDIDATES = 128
 
 Rows = Float32[Array, " rows"]
+Flags = Bool[Array, " rows"]
 Logits = Float32[Array, "rows vocab"]
+Best = Float32[Array, "rows candidates"]  # the largest logits of each row, largest first
+Weigh = Callable[[Float32[Array, "rows n"]], Float32[Array, "rows n"]]
 
 
 def thresholds(logits: Logits, largest: Rows, options: RowOptions) -> Rows:
@@ -30,86 +34,80 @@ def thresholds(logits: Logits, largest: Rows, options: RowOptions) -> Rows:
     Rows without a finite `largest` and greedy rows get -inf.
     """
     live = jnp.isfinite(largest) & (options.temperatures > 0)
-    keeps_all = (options.min_ps <= 0) & (options.top_ks <= 0) & (options.top_ps >= 1)
-    floor = largest + options.temperatures * jnp.log(options.min_ps)  # log(0) is -inf
-    floor = jnp.where(live & (options.min_ps > 0), jnp.minimum(floor, largest), -jnp.inf)
-    asks = live & ~keeps_all & ((options.top_ks > 0) | (options.top_ps < 1))
-    return jax.lax.cond(
-        jnp.any(asks), lambda: _by_rank(logits, largest, floor, live, options), lambda: floor
-    )
-
-
-def _by_rank(
-    logits: Logits, largest: Rows, floor: Rows, live: Bool[Array, " rows"], options: RowOptions
-) -> Rows:
-    """Raise the thresholds by top-k, then by top-p of what top-k has left."""
-    vocab = logits.shape[1]
-    best = jax.lax.top_k(logits, min(CANDIDATES, vocab))[0]
-    ks = jnp.where(live & (options.top_ks < vocab), options.top_ks, 0)
-    floor = jnp.maximum(floor, _kth(logits, best, ks, floor))
+    ks = jnp.where(live & (options.top_ks < logits.shape[1]), options.top_ks, 0)
     ps = jnp.where(live, options.top_ps, 1.0)
-    return jnp.maximum(floor, _nucleus(logits, best, ps, floor, largest, options.temperatures))
+    floor = largest + options.temperatures * jnp.log(options.min_ps)
+    floor = jnp.where(live & (options.min_ps > 0), jnp.minimum(floor, largest), -jnp.inf)
+
+    def by_rank() -> Rows:
+        best = jax.lax.top_k(logits, min(CANDIDATES, logits.shape[1]))[0]
+        raised = jnp.maximum(floor, _kth(logits, best, floor, ks))
+        return jnp.maximum(raised, _nucleus(logits, best, raised, ps, options.temperatures))
+
+    return jax.lax.cond(jnp.any((ks > 0) | (ps < 1)), by_rank, lambda: floor)
 
 
-def _kth(logits: Logits, best: Float32[Array, "rows candidates"], ks, floor: Rows) -> Rows:
-    """Find the k-th largest logit of each row that has a k; -inf elsewhere."""
-    here = (ks > 0) & (ks <= best.shape[1])
-    found = jnp.take_along_axis(best, jnp.clip(ks - 1, 0, best.shape[1] - 1)[:, None], 1)[:, 0]
-    found = jnp.where(here, found, -jnp.inf)
+def _kth(logits: Logits, best: Best, floor: Rows, ks: Int32[Array, " rows"]) -> Rows:
+    """Find the k-th largest logit of the rows that have a k; -inf elsewhere."""
 
-    def enough(threshold: Rows) -> Bool[Array, " rows"]:
-        return jnp.sum(jnp.where(logits >= threshold[:, None], 1.0, 0.0), axis=1) >= ks
+    def weigh(x: Float32[Array, "rows n"]) -> Float32[Array, "rows n"]:
+        return jnp.ones_like(x)  # a count in float32 is exact below 2^24 tokens
 
-    # A count in float32 is exact below 2^24 tokens.
-    return _search(logits, best[:, -1], found, floor, (ks > best.shape[1]), enough)
+    return _reach(logits, best, floor, weigh, ks.astype(jnp.float32), ks > 0)
 
 
-def _nucleus(
-    logits: Logits,
-    best: Float32[Array, "rows candidates"],
-    ps: Rows,
-    floor: Rows,
-    largest: Rows,
-    temperatures: Rows,
+def _nucleus(logits: Logits, best: Best, floor: Rows, ps: Rows, temperatures: Rows) -> Rows:
+    """Find the smallest logit of the nucleus of the rows that have one; -inf elsewhere."""
+    scales = jnp.where(temperatures > 0, temperatures, 1.0)[:, None]
+
+    def weigh(x: Float32[Array, "rows n"]) -> Float32[Array, "rows n"]:
+        return jnp.exp((x - best[:, :1]) / scales)
+
+    def found() -> Rows:
+        needed = ps * _weight_above(logits, weigh(logits), floor)
+        return _reach(logits, best, floor, weigh, needed, ps < 1)
+
+    return jax.lax.cond(jnp.any(ps < 1), found, lambda: jnp.full_like(floor, -jnp.inf))
+
+
+def _weight_above(logits: Logits, weights: Logits, threshold: Rows) -> Rows:
+    return jnp.sum(jnp.where(logits >= threshold[:, None], weights, 0.0), axis=1)
+
+
+def _reach(
+    logits: Logits, best: Best, floor: Rows, weigh: Weigh, needed: Rows, asks: Flags
 ) -> Rows:
-    """Find the smallest logit of each row's nucleus; -inf where top_p is 1."""
-    asks = ps < 1
+    """Find the largest logit at or above which lies the needed weight; -inf if nobody asks.
 
-    def mass(threshold: Rows) -> Rows:
-        weights = jnp.exp((logits - largest[:, None]) / temperatures[:, None])
-        return jnp.sum(jnp.where(logits >= threshold[:, None], weights, 0.0), axis=1)
-
-    needed = ps * mass(floor)
-    weights = jnp.exp((best - largest[:, None]) / temperatures[:, None])
-    weights = jnp.where(best >= floor[:, None], weights, 0.0)
-    reached = jnp.cumsum(weights, axis=1) >= needed[:, None]
-    first = jnp.argmax(reached, axis=1)
-    found = jnp.take_along_axis(best, first[:, None], axis=1)[:, 0]
-    here = asks & jnp.any(reached, axis=1)
-    found = jnp.where(here, found, -jnp.inf)
-    return _search(
-        logits, best[:, -1], found, floor, asks & ~here, lambda rows: mass(rows) >= needed
-    )
-
-
-def _search(
-    logits: Logits,
-    upper: Rows,
-    found: Rows,
-    floor: Rows,
-    open_rows: Bool[Array, " rows"],
-    enough: Callable[[Rows], Bool[Array, " rows"]],
-) -> Rows:
-    """Find the largest logit with `enough` at or above it, in the rows that are open.
-
-    Both ends are logits of the row: `low` has enough, and the answer is at most `high`.  Each pass
-    takes the half that holds the answer and moves its end to the nearest logit, so a row is done
-    when its ends meet.
+    Only logits at or above the floor count.  If even all of them weigh too little, the floor is
+    the answer.
     """
-    above_floor = (logits >= floor[:, None]) & (logits > -jnp.inf)
-    low = jnp.min(jnp.where(above_floor, logits, jnp.inf), axis=1)
-    low = jnp.where(open_rows, low, found)
-    high = jnp.where(open_rows, jnp.maximum(upper, low), found)
+    weights = jnp.where(best >= floor[:, None], weigh(best), 0.0)
+    reached = running_sum(weights) >= needed[:, None]
+    first = jnp.argmax(reached, axis=1)[:, None]
+    among_best = asks & jnp.any(reached, axis=1)
+    found = jnp.where(among_best, jnp.take_along_axis(best, first, axis=1)[:, 0], -jnp.inf)
+    beyond = asks & ~among_best & (best[:, -1] >= floor) & (best[:, -1] > -jnp.inf)
+
+    def searched() -> Rows:
+        all_weights = weigh(logits)
+        above_floor = (logits >= floor[:, None]) & (logits > -jnp.inf)
+        low = jnp.min(jnp.where(above_floor, logits, jnp.inf), axis=1)
+        low, high = jnp.where(beyond, low, found), jnp.where(beyond, best[:, -1], found)
+        return _bisect(
+            logits, low, high, lambda middle: _weight_above(logits, all_weights, middle) >= needed
+        )
+
+    return jax.lax.cond(jnp.any(beyond), searched, lambda: found)
+
+
+def _bisect(logits: Logits, low: Rows, high: Rows, enough: Callable[[Rows], Flags]) -> Rows:
+    """Find the largest logit with enough at or above it, between two logits of each row.
+
+    At or above `low` there is enough, or all there is; the answer is at most `high`.  Each pass
+    takes the half with the answer and moves its end to the nearest logit, so a row is done when its
+    ends meet: after about log2((high - low) / gap) passes, where gap is the distance of two logits.
+    """
 
     def halve(ends: tuple[Rows, Rows]) -> tuple[Rows, Rows]:
         low, high = ends

@@ -23,6 +23,8 @@ from rtp_jax.text.template_cost import LimitReached
 from rtp_jax.text.tokenizer_files import corrupt, read_checked, read_json
 
 MAX_TEMPLATE_CHARS = 1 << 18  # the longest known has 30 000
+RESERVED = {"messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token"}
+RESERVED |= {"eos_token", "template", "chat_template", "tokenize"}
 # What running a template raises when template and messages do not fit together.
 FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
 FAILURES += (AttributeError, RuntimeError, MemoryError, SyntaxError)
@@ -86,6 +88,7 @@ def choose_template(
 def render_chat(
     template: ChatTemplate,
     messages: Iterable[Mapping[str, Any]],
+    /,
     *,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
@@ -103,8 +106,10 @@ def render_chat(
       continue_final_message: end within the last message, for the model to go on with it.
       tools: JSON schemas of functions, for templates that know them.
       bos_token: spelled by most templates at the beginning; as eos_token, from the tokenizer.
-      template_kwargs: variables of this template, for example `enable_thinking`.
+      template_kwargs: variables of this template, for example `enable_thinking`.  Where they come
+        from a client, call `check_template_kwargs` before.
     """
+    check_template_kwargs(template_kwargs)
     if add_generation_prompt and continue_final_message:
         raise InvalidArgument(
             "RTPJ-3406 CHAT_FLAGS_CONFLICT: add_generation_prompt=True opens a new message and "
@@ -122,6 +127,16 @@ def render_chat(
     }
     text = _render(template, variables)
     return _cut_at(text, marker, template.name) if marker else text
+
+
+def check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:
+    """Refuse variables that are not a client's to set."""
+    if taken := sorted(RESERVED & template_kwargs.keys()):
+        raise InvalidArgument(
+            f"RTPJ-3409 CHAT_OPTION_RESERVED: chat_template_kwargs sets {', '.join(taken)}, which "
+            "is not a variable of the template. Leave it out, or use the option of that name.",
+            field="chat_template_kwargs",
+        )
 
 
 def _render(template: ChatTemplate, variables: dict[str, Any]) -> str:

@@ -29,9 +29,9 @@ from rtp_jax.text.template_cost import MAX_INDENT, Budget, LimitReached, pay_tex
 BUDGET = " budget"  # a variable that no template can name, because of the space
 MAX_STRFTIME_CHARS = 100
 # Filters that chat templates use; each costs about what it is given, or is checked before.
-FILTERS = """abs capitalize count d default dictsort first float indent int items join last length
-    list lower map max min reject rejectattr replace reverse round safe select selectattr sort
-    string sum title tojson trim truncate unique upper"""
+FILTERS = """abs capitalize count d default dictsort e escape first float format indent int items
+    join last length list lower map max min reject rejectattr replace reverse round safe select
+    selectattr sort string sum title tojson trim truncate unique upper"""
 METHODS: dict[type, str] = {
     str: """capitalize casefold count endswith find index isalnum isalpha isdecimal isdigit islower
         isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix
@@ -40,6 +40,8 @@ METHODS: dict[type, str] = {
     dict: "copy get items keys values",
     list: "copy count index",
     tuple: "count index",
+    int: "bit_length",
+    float: "is_integer",
 }
 
 
@@ -246,6 +248,8 @@ def _tojson(
     """Write JSON as transformers does: nothing is escaped for HTML."""
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= MAX_INDENT):
         raise LimitReached(f"it indents JSON by something else than 0 to {MAX_INDENT}")
+    if separators is not None and sum(map(len, separators)) > MAX_INDENT:
+        raise LimitReached(f"it separates JSON by more than {MAX_INDENT} characters")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

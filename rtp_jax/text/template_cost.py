@@ -109,6 +109,11 @@ def before_filter(budget: Budget, name: str, value: Any, args: tuple, kwargs: di
         return items
     if name in WRITERS.split() and not isinstance(value, str):
         pay_text(budget, value, indent=MAX_INDENT if name == "tojson" else 0)
+    if name == "format":
+        before_operator(budget, "%", str(value), [*args, *kwargs.values()])
+    if name == "round":
+        precision = args[0] if args else kwargs.get("precision", 0)
+        _check_bits(4 * abs(int(precision)))  # a power of ten
     if name == "replace":
         given = dict(zip(("old", "new", "count"), args, strict=False)) | kwargs
         _pay_replace(budget, str(value), str(given["old"]), str(given["new"]))
@@ -120,7 +125,8 @@ def before_filter(budget: Budget, name: str, value: Any, args: tuple, kwargs: di
 
 
 # Filters that write what they are given as text.
-WRITERS = "capitalize float indent int lower replace string title tojson trim truncate upper"
+WRITERS = """capitalize e escape float format indent int lower replace string title tojson trim
+    truncate upper"""
 
 
 def _pay_replace(budget: Budget, text: str, old: Any = "", new: Any = "", *_: Any) -> None:

@@ -7,7 +7,13 @@ import time
 import pytest
 
 from rtp_jax.errors import CheckpointError, FailedPrecondition, InvalidArgument
-from rtp_jax.text.chat import ChatTemplate, choose_template, load_chat_templates, render_chat
+from rtp_jax.text.chat import (
+    ChatTemplate,
+    check_template_kwargs,
+    choose_template,
+    load_chat_templates,
+    render_chat,
+)
 from rtp_jax.text.sandbox import Limits
 
 CHATML = """{%- for message in messages %}
@@ -80,6 +86,7 @@ def render(source: str, messages=HELLO, **options) -> str:
     return render_chat(template(source), messages, **options)
 
 
+@pytest.mark.capability("chat templates")
 def test_chatml():
     assert render(CHATML, TALK) == (
         "<|im_start|>system\nBe brief. <|im_end|>\n"
@@ -136,10 +143,18 @@ def test_the_final_message_is_continued(source, end):
         ([{"role": "user"}], "messages[0].content", "RTPJ-3403"),
         ([{"role": "user", "content": 3}], "messages[0].content", "RTPJ-3403"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "RTPJ-3403"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text", "-3403"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]", "-3407"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "messages[0].content[0].text",
+            "RTPJ-3403",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "messages[0].content[0]",
+            "RTPJ-3407",
+        ),
         ([{"role": "user", "content": "\ud800"}], "messages[0].content", "RTPJ-3312"),
-        ([{"role": "user", "content": "x", "extra": object()}], "messages[0].extra", "-3403"),
+        ([{"role": "user", "content": "x", "extra": object()}], "messages[0].extra", "RTPJ-3403"),
         ([{"role": "user", "content": "x"}] * 9000, "messages", "9000 messages"),
         (
             [{"role": "a", "content": "", "tool_calls": [{"function": {"arguments": "{"}}]}],
@@ -161,6 +176,14 @@ def test_deep_data_is_refused():
         deep = [deep]
     with pytest.raises(InvalidArgument, match=r"RTPJ-3403 .* nested more than"):
         render(ECHO, template_option=deep)
+
+
+def test_reserved_variables_are_refused():
+    for name in ("messages", "chat_template", "bos_token"):
+        with pytest.raises(InvalidArgument, match=f"RTPJ-3409 CHAT_OPTION_RESERVED: .*{name}"):
+            check_template_kwargs({name: "x"})
+    with pytest.raises(InvalidArgument, match="RTPJ-3409"):
+        render_chat(template(ECHO), HELLO, **{"messages": []})
 
 
 ATTACKS = [
@@ -210,6 +233,10 @@ BOMBS = [
     "{{ 'a'|center(10**9) }}",
     "{{ 'a\nb'|indent(10**9) }}",
     "{{ [1]|tojson(indent=10**9) }}",
+    "{{ [1]|tojson(separators=('a' * 10**6, ':')) }}",
+    "{{ 1.5|round(1000000000, 'ceil') }}",
+    "{{ '%1000000000d'|format(1) }}",
+    "{{ (1).to_bytes(1000000000, 'big') }}",
     "{{ range(10**9) }}",
     "{{ range(10**5)|list|join('a' * 10**5) }}",
     "{{ ('a' * 10**5).join(range(10**5)|map('string')) }}",

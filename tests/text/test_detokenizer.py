@@ -35,6 +35,7 @@ def test_random_ids_stream_as_they_decode(tokenizer, skip):
             assert text.strip() == whole.strip()
 
 
+@pytest.mark.capability("tokenizers")
 def test_real_text_streams_whole_characters(tokenizer):
     pick = random.Random(2)
     for text in random_texts(3, NUM_SEQUENCES):

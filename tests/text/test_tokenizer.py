@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -243,3 +244,20 @@ def test_ids_that_contradict_are_refused(tmp_path):
         CheckpointError, match=r"RTPJ-3306 .*'<\|im_end\|>' the id 7, and it is 401"
     ):
         load_with(folder, "tokenizer_config.json", json.dumps(wrong).encode())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_works_or_is_refused(tmp_path, kind):
+    pick = random.Random(51)
+    folder = KINDS[kind](tmp_path)
+    name = "tokenizer.model" if kind == "sentencepiece" else "tokenizer.json"
+    content = (folder / name).read_bytes()
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(pick.choice([1, 3, 30])):
+            damaged[pick.randrange(len(damaged))] = pick.randrange(256)
+        try:
+            tokenizer = load_with(folder, name, bytes(damaged))
+        except CheckpointError:
+            continue
+        tokenizer.decode(tokenizer.encode("the \U0001f9ff"))

@@ -20,7 +20,7 @@ from rtp_jax.layers.attention import Attention
 from rtp_jax.layers.embedding import Embedding
 from rtp_jax.layers.mlp import GatedMLP
 from rtp_jax.layers.norm import RMSNorm
-from rtp_jax.layers.parameter import axes_of
+from rtp_jax.layers.parameter import stacked
 from rtp_jax.layers.rope import Rotation, rotation
 from rtp_jax.layers.rope_frequencies import Rope
 
@@ -104,14 +104,3 @@ class Decoder(nnx.Module):
         """Score every token of the vocabulary for some hidden states."""
         head = self.embedding if self.unembedding is None else self.unembedding
         return head.unembed(hidden)
-
-
-def stacked(layer: nnx.Module, num_layers: int) -> nnx.Module:
-    """Give every parameter of a layer a leading axis `layers`; only shapes are made, under
-    `nnx.eval_shape`."""
-    for _, variable in nnx.iter_graph(layer):
-        if isinstance(variable, nnx.Param):
-            value = variable.get_value()
-            variable.set_value(jnp.zeros((num_layers, *value.shape), value.dtype))
-            variable.set_metadata(axes=("layers", *axes_of(variable)))
-    return layer

@@ -5,7 +5,7 @@ leaves, because handing over a module costs more than a small step, and assemble
 tracing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -25,7 +25,7 @@ class Skeleton:
     parameters: Mapping[str, jax.ShapeDtypeStruct]  # dotted path to shape and dtype
     axes: Mapping[str, tuple[str, ...]]  # dotted path to logical axes
     graph: nnx.GraphDef
-    tree: jax.tree_util.PyTreeDef
+    tree: Hashable  # how the leaves nest
 
     def leaves(self, loaded: Mapping[str, jax.Array]) -> list[jax.Array]:
         """Put loaded parameters into the order in which `assemble` takes them."""

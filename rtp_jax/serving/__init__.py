@@ -1,0 +1,1 @@
+"""The doors: the gRPC service, its client, and the command line."""

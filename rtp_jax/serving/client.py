@@ -1,0 +1,183 @@
+"""A thin client of the generation service: Python values in, `RequestOutput` out, errors raised.
+
+    with Client("127.0.0.1:50051") as client:
+        for output in client.stream("1 + 1 =", SamplingParams(max_tokens=8)):
+            print(output.outputs[0].text, end="", flush=True)
+
+Errors of the server come back as the classes of `rtp_jax.errors`, with their id and field; what had
+been generated before an error is in `partial_output`.  `async_client.py` is the same for asyncio.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from rtp_jax.errors import RtpError, Unavailable
+from rtp_jax.outputs import RequestOutput, ScoreOutput
+from rtp_jax.sampling_params import SamplingParams
+from rtp_jax.serving.client_messages import (
+    CHANNEL_OPTIONS,
+    RequestOptions,
+    Tls,
+    call_metadata,
+    call_timeout_s,
+    generate_request,
+    score_request,
+)
+from rtp_jax.serving.output_messages import output_of, score_of
+from rtp_jax.serving.status import detail_of, error_of
+from rtp_jax.wire import generation_pb2 as pb
+from rtp_jax.wire.generation_pb2_grpc import GenerationStub
+
+POLL_S = 0.05
+
+
+class Client:
+    """A connection to one server; use it as a context manager, or call `close`."""
+
+    def __init__(self, address: str, *, token: str | None = None, tls: Tls | None = None):
+        """Prepare a connection, which is made when it is needed.
+
+        Args:
+          address: "host:port".
+          token: sent as a bearer token with every call.
+          tls: None: no TLS.
+        """
+        self.address = address
+        if tls is None:
+            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(address, tls.credentials(), CHANNEL_OPTIONS)
+        self._stub = GenerationStub(self._channel)
+        self._metadata = call_metadata(token)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls that run are cancelled."""
+        self._channel.close()
+
+    def generate(
+        self,
+        prompt: object,
+        params: SamplingParams | None = None,
+        options: RequestOptions = RequestOptions(),
+    ) -> RequestOutput:
+        """Generate and wait for the end.
+
+        Args:
+          prompt: a str, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}.
+          params: None: the defaults of the model.
+          options: id, priority, timeout and others.
+
+        Raises:
+          RtpError: it was refused or failed; `partial_output` has what came before.
+        """
+        request = generate_request(prompt, params, options)
+        return output_of(self._call(self._stub.Generate, request, options.timeout_s), prompt)
+
+    def stream(
+        self,
+        prompt: object,
+        params: SamplingParams | None = None,
+        options: RequestOptions = RequestOptions(),
+    ) -> Iterator[RequestOutput]:
+        """Generate and yield what is new as it comes; closing the iterator aborts the request."""
+        request = generate_request(prompt, params, options)
+        timeout_s = call_timeout_s(options.timeout_s)
+        call = self._stub.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
+        with _raising(), contextlib.closing(_Cancelling(call)):
+            for frame in call:
+                yield output_of(frame, prompt)
+
+    def score(
+        self, prompt: object, continuations: Sequence, *, timeout_s: float | None = None
+    ) -> list[ScoreOutput]:
+        """Return the log-probability that the model gives to each continuation of a prompt."""
+        request = score_request(prompt, continuations, timeout_s)
+        answer = self._call(self._stub.Score, request, timeout_s)
+        return [score_of(score, answer.request_id) for score in answer.scores]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text."""
+        return list(self._call(self._stub.Tokenize, pb.TokenizeRequest(text=text)).token_ids)
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Return the text of token ids."""
+        return self._call(self._stub.Detokenize, pb.DetokenizeRequest(token_ids=token_ids)).text
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """End requests by id; one that is not there yet is ended when it comes."""
+        self._call(self._stub.Abort, pb.AbortRequest(request_ids=request_ids))
+
+    def model_info(self) -> pb.GetModelInfoResponse:
+        """Say which model is served."""
+        return self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest())
+
+    def server_info(self) -> pb.GetServerInfoResponse:
+        """Say what the server is."""
+        return self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+
+    def loads(self) -> pb.GetLoadsResponse:
+        """Say how busy the engine is."""
+        return self._call(self._stub.GetLoads, pb.GetLoadsRequest())
+
+    def is_serving(self) -> bool:
+        """Ask for the server's health."""
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        check = stub.Check  # pyright: ignore[reportAttributeAccessIssue]
+        answer = self._call(check, health_pb2.HealthCheckRequest())
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    def wait_until_serving(self, timeout_s: float) -> None:
+        """Wait for a server that starts; raise `Unavailable` if it does not in time."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            with contextlib.suppress(Unavailable):
+                if self.is_serving():
+                    return
+            time.sleep(POLL_S)
+        raise Unavailable(
+            f"RTPJ-5108 NOT_SERVING_IN_TIME: {self.address} does not say SERVING after"
+            f" {timeout_s:g} s. Its log says what it does."
+        )
+
+    def _call(self, method, request, timeout_s: float | None = None):
+        with _raising():
+            return method(request, timeout=call_timeout_s(timeout_s), metadata=self._metadata)
+
+
+def partial_output(error: RtpError) -> RequestOutput | None:
+    """Return what had been generated before an error that a client raised, if anything."""
+    if not isinstance(error.__cause__, grpc.RpcError):
+        return None
+    detail = detail_of(error.__cause__)
+    if detail is None or not detail.HasField("partial"):
+        return None
+    return output_of(detail.partial, None)
+
+
+@contextlib.contextmanager
+def _raising() -> Iterator[None]:
+    """Raise grpc's errors as ours."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error) from error
+
+
+class _Cancelling:
+    """Cancels a call when it is closed, which does nothing to one that has ended."""
+
+    def __init__(self, call):
+        self._call = call
+
+    def close(self) -> None:
+        self._call.cancel()

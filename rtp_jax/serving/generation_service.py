@@ -1,0 +1,283 @@
+"""The methods of the generation service: messages to requests, tokens to messages.
+
+Each method takes a message and a `Call` and returns a message, or yields frames; errors are raised
+and become statuses in `door.py`.  Until the engine is there, and while it drains, requests are
+refused as UNAVAILABLE.  Read next: `sampling_messages.py` and `output_messages.py`.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from importlib import metadata
+
+from google.protobuf import json_format
+
+from rtp_jax.config import ServerConfig
+from rtp_jax.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from rtp_jax.sampling_params import OutputKind, SamplingParams
+from rtp_jax.serving.checks import (
+    MAX_IDS_PER_ABORT,
+    at_most,
+    checked_request_id,
+    checked_timeout,
+    missing,
+)
+from rtp_jax.serving.door import Call
+from rtp_jax.serving.frames import Frames
+from rtp_jax.serving.info_messages import loads_message, model_info_message
+from rtp_jax.serving.output_messages import response_message, score_message
+from rtp_jax.serving.sampling_messages import params_of
+from rtp_jax.serving.served import Served, Tokenizer, last
+from rtp_jax.serving.status import EndedEarly
+from rtp_jax.wire import generation_pb2 as pb
+
+MAX_TRUNCATION = 16  # a prompt to be truncated may be so many times longer than the model takes
+MAX_CHAT_MESSAGES = 1024
+MAX_TEMPLATE_KWARGS_BYTES = 64 << 10
+MAX_CONTINUATIONS = 128
+MAX_DETOKENIZE_IDS = 1 << 20
+MAX_CHARS_PER_TOKEN = 64  # longer texts cannot fit, so they are refused before tokenizing
+RETRY_AFTER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a generate message asks of the engine."""
+
+    prompt: str | list[int]
+    params: SamplingParams
+    options: dict
+
+
+class GenerationService:
+    """Serves one engine, which is put into `engine` once it is ready."""
+
+    def __init__(self, config: ServerConfig):
+        self.engine: Served | None = None
+        self.draining = False
+        self._config = config
+        self._started_s = time.monotonic()
+        self._numbers = itertools.count()
+
+    async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
+        """Generate and answer once."""
+        engine = self._engine(request.model)
+        asked = await self._asked(engine, request, call, OutputKind.FINAL_ONLY)
+        output = await last(engine.stream_async(asked.prompt, asked.params, **asked.options))
+        answer = response_message(output, with_prompt_ids=request.return_prompt_token_ids)
+        if output.error is not None:
+            raise EndedEarly(output.error, answer)
+        return answer
+
+    async def GenerateStream(
+        self, request: pb.GenerateRequest, call: Call
+    ) -> AsyncIterator[pb.GenerateFrame]:
+        """Generate and yield what is new."""
+        engine = self._engine(request.model)
+        asked = await self._asked(engine, request, call, OutputKind.DELTA)
+        frames = Frames(with_prompt_ids=request.return_prompt_token_ids)
+        outputs = engine.stream_async(asked.prompt, asked.params, **asked.options)
+        async with aclosing(outputs):
+            async for output in outputs:
+                if output.error is not None and output.finished:
+                    raise EndedEarly(output.error, frames.summary(output))
+                yield frames.frame(output)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
+        """Return the token ids of a text or a conversation."""
+        engine = self._engine(request.model)
+        tokenizer = _tokenizer(engine)
+        match request.WhichOneof("input"):
+            case "text":
+                self._check_text(engine, "text", request.text)
+                ids = await asyncio.to_thread(tokenizer.encode, request.text)
+            case "chat":
+                ids = await self._chat_ids(engine, request.chat)
+            case _:
+                raise missing("input", "text, chat")
+        return pb.TokenizeResponse(token_ids=ids, max_model_len=engine.info.max_model_len)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
+        """Return the text of token ids."""
+        engine = self._engine(request.model)
+        tokenizer = _tokenizer(engine)
+        at_most("token_ids", request.token_ids, MAX_DETOKENIZE_IDS, what="ids")
+        ids, vocab = list(request.token_ids), engine.info.vocab_size
+        if wrong := [token_id for token_id in ids if token_id >= vocab]:
+            raise InvalidArgument(
+                f"RTPJ-5011 TOKEN_ID_UNKNOWN: token_ids has {wrong[0]}; this model has ids 0 to"
+                f" {vocab - 1}. Leave it out, or check which model made it.",
+                field="token_ids",
+            )
+        return pb.DetokenizeResponse(text=await asyncio.to_thread(tokenizer.decode, ids))
+
+    async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
+        """Return the log-probabilities of given continuations."""
+        engine = self._engine(request.model)
+        at_most("continuations", request.continuations, MAX_CONTINUATIONS, what="entries")
+        prompt = self._prompt(engine, "input", request, truncation=1)
+        continuations = [
+            self._prompt(engine, f"continuations[{index}].input", each, truncation=1)
+            for index, each in enumerate(request.continuations)
+        ]
+        scores = await engine.score_async(
+            prompt, continuations, deadline_s=_deadline_s(request, call)
+        )
+        request_id = self._request_id(request.request_id, call)
+        return pb.ScoreResponse(request_id=request_id, scores=map(score_message, scores))
+
+    async def Abort(self, request: pb.AbortRequest, call: Call) -> pb.AbortResponse:
+        """End requests by id."""
+        at_most("request_ids", request.request_ids, MAX_IDS_PER_ABORT, what="ids")
+        engine = self._engine("")
+        engine.abort([checked_request_id(each, "request_ids") for each in request.request_ids])
+        return pb.AbortResponse()
+
+    async def GetModelInfo(
+        self, request: pb.GetModelInfoRequest, call: Call
+    ) -> pb.GetModelInfoResponse:
+        """Say which model is served."""
+        return model_info_message(self._engine("").info)
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, call: Call
+    ) -> pb.GetServerInfoResponse:
+        """Say what this server is; answers while it warms up, too."""
+        info = None if self.engine is None else self.engine.info
+        return pb.GetServerInfoResponse(
+            version=metadata.version("rtp_jax"),
+            protocol=pb.DESCRIPTOR.package,
+            platform="" if info is None else info.platform,
+            epoch="" if info is None else info.epoch,
+            uptime_s=time.monotonic() - self._started_s,
+            draining=self.draining,
+            max_message_bytes=self._config.max_message_bytes,
+            max_request_s=self._config.max_request_s,
+        )
+
+    async def GetLoads(self, request: pb.GetLoadsRequest, call: Call) -> pb.GetLoadsResponse:
+        """Say how busy the engine is."""
+        return loads_message(self._engine("").loads())
+
+    def _engine(self, model: str) -> Served:
+        if self.engine is None:
+            raise Unavailable(
+                "RTPJ-5010 WARMING_UP: the model is being loaded or compiled. Wait until health"
+                " says SERVING.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        name = self.engine.info.name
+        if model and model != name:
+            raise NotFound(
+                f"RTPJ-5012 MODEL_NOT_SERVED: model={model[:80]!r} is not here; this server has"
+                f" {name!r}. Correct the name, or leave it out.",
+                field="model",
+            )
+        return self.engine
+
+    async def _asked(
+        self, engine: Served, request: pb.GenerateRequest, call: Call, kind: OutputKind
+    ) -> Asked:
+        is_chat = request.WhichOneof("input") == "chat"
+        if request.HasField("sampling"):
+            params = params_of(request.sampling, output_kind=kind, chat=is_chat)
+        else:
+            params = replace(engine.info.default_sampling_params, output_kind=kind)
+            params = replace(params, max_tokens=None) if is_chat else params
+        options = {
+            "request_id": self._request_id(request.request_id, call),
+            "priority": request.priority,
+            "deadline_s": _deadline_s(request, call),
+            "cache_salt": request.cache_salt,
+        }
+        if is_chat:
+            return Asked(await self._chat_ids(engine, request.chat), params, options)
+        truncation = 1 if params.truncate_prompt_tokens is None else MAX_TRUNCATION
+        prompt = self._prompt(engine, "input", request, truncation=truncation)
+        return Asked(prompt, params, options)
+
+    def _prompt(
+        self,
+        engine: Served,
+        field: str,
+        message: pb.GenerateRequest | pb.ScoreRequest | pb.Continuation,
+        *,
+        truncation: int,
+    ) -> str | list[int]:
+        match message.WhichOneof("input"):
+            case "text":
+                self._check_text(engine, field, message.text)
+                return message.text
+            case "token_ids":
+                limit = engine.info.max_model_len * truncation
+                at_most(field, message.token_ids.ids, limit, what="token ids")
+                return list(message.token_ids.ids)
+            case _:
+                raise missing(field, "text, token_ids")
+
+    async def _chat_ids(self, engine: Served, chat: pb.Chat) -> list[int]:
+        at_most("chat.messages", chat.messages, MAX_CHAT_MESSAGES, what="messages")
+        self._check_text(engine, "chat", "".join(message.content for message in chat.messages))
+        if (size := chat.template_kwargs.ByteSize()) > MAX_TEMPLATE_KWARGS_BYTES:
+            raise InvalidArgument(
+                f"RTPJ-5013 TEMPLATE_KWARGS_TOO_LARGE: chat.template_kwargs has {size} bytes,"
+                f" {MAX_TEMPLATE_KWARGS_BYTES} are allowed. Send less.",
+                field="chat.template_kwargs",
+            )
+        return await asyncio.to_thread(
+            engine.chat_prompt,
+            [{"role": message.role, "content": message.content} for message in chat.messages],
+            add_generation_prompt=_given(chat, "add_generation_prompt", True),
+            continue_final_message=chat.continue_final_message,
+            chat_template_kwargs=template_kwargs(chat),
+        )
+
+    def _check_text(self, engine: Served, field: str, text: str) -> None:
+        limit = engine.info.max_model_len * MAX_CHARS_PER_TOKEN
+        at_most(field, text, limit, what="characters")
+
+    def _request_id(self, given: str, call: Call) -> str:
+        """Choose the id of a request: its own, or one that is new and starts as its call's."""
+        if given:
+            return checked_request_id(given, "request_id")
+        return f"{call.request_id[:100]}-{next(self._numbers)}"
+
+
+def template_kwargs(chat: pb.Chat) -> Mapping[str, object]:
+    """Read the template's own options: JSON values, whose whole numbers are integers."""
+    return {
+        name: _whole(value)
+        for name, value in json_format.MessageToDict(chat.template_kwargs).items()
+    }
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    return value
+
+
+def _given(message: pb.Chat, name: str, default: bool) -> bool:
+    return getattr(message, name) if message.HasField(name) else default
+
+
+def _deadline_s(request: pb.GenerateRequest | pb.ScoreRequest, call: Call) -> float:
+    if not request.HasField("timeout_s"):
+        return call.deadline_s
+    return min(call.deadline_s, time.monotonic() + checked_timeout(request.timeout_s))
+
+
+def _tokenizer(engine: Served) -> Tokenizer:
+    if engine.tokenizer is None:
+        raise FailedPrecondition(
+            "RTPJ-5014 TOKENIZER_ABSENT: this server was started with skip_tokenizer_init. Send"
+            " token ids."
+        )
+    return engine.tokenizer

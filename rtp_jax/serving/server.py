@@ -1,0 +1,177 @@
+"""The gRPC server, put together: options, address, TLS, tokens, services.
+
+Read next: `door.py` for what happens around a call, `worker.py` for how it starts and ends.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from rtp_jax.config import ServerConfig
+from rtp_jax.errors import FailedPrecondition, InvalidArgument
+from rtp_jax.metrics import Metrics
+from rtp_jax.serving.auth import BearerAuth, read_tokens
+from rtp_jax.serving.door import SERVICE, Door
+from rtp_jax.serving.generation_service import GenerationService
+from rtp_jax.serving.health import Health
+
+MAX_PEM_BYTES = 1 << 20
+MAX_CONCURRENT_RPCS = 10_000
+MAX_METADATA_BYTES = 16 << 10
+# grpc ignores options that it does not know, so a test pings and waits to see that these work.
+KEEPALIVE: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),  # clients may ping during a long silence
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),  # our own pings, which find clients that vanished
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class Server:
+    """A bound gRPC server; `port` is the one it really has."""
+
+    def __init__(self, config: ServerConfig, service: GenerationService, metrics: Metrics):
+        """Bind; nothing is answered before `start`.
+
+        Raises:
+          InvalidArgument: a file of TLS or of tokens is unusable, or the address needs TLS.
+          FailedPrecondition: somebody else has the address.
+        """
+        tokens = read_tokens(config.auth_token_file) if config.auth_token_file else ()
+        self.health = Health()
+        self._grpc = aio.server(
+            interceptors=[BearerAuth(tokens)] if tokens else [],
+            options=options(config),
+            maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
+        )
+        door = Door(service, metrics=metrics, max_request_s=config.max_request_s)
+        self._grpc.add_generic_rpc_handlers((door.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
+        if config.reflection:
+            reflection.enable_server_reflection(_services(), self._grpc)
+        self.port = _bind(self._grpc, config)
+
+    async def start(self) -> None:
+        """Answer calls from now on."""
+        await self.health.start()
+        await self._grpc.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls; give those that run some seconds, then cancel them."""
+        await self._grpc.stop(grace_s)
+
+
+def options(config: ServerConfig) -> tuple[tuple[str, int], ...]:
+    """List grpc's options; see `grpc_types.h` for what they mean."""
+    return (
+        ("grpc.so_reuseport", 0),  # else a second server on the port is no error
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        *KEEPALIVE,
+    )
+
+
+def _services() -> Sequence[str]:
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    return (SERVICE.full_name, health, reflection.SERVICE_NAME)
+
+
+def _bind(server: aio.Server, config: ServerConfig) -> int:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{config.port}"
+    credentials = _credentials(config)
+    if credentials is None and not config.insecure and not is_loopback(config.host):
+        raise InvalidArgument(
+            f"RTPJ-5204 ADDRESS_NEEDS_TLS: host={config.host} can be reached from other machines"
+            " and there is no TLS. Set tls_cert and tls_key, or insecure=true, or host=127.0.0.1.",
+            field="host",
+        )
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise FailedPrecondition(
+            f"RTPJ-5205 ADDRESS_UNAVAILABLE: {address} cannot be listened on: it is in use, not"
+            " ours, or no address of this machine. Choose another port (0: a free one) or host.",
+            field="port",
+        ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: somebody else decides where it leads
+
+
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    """Read the files of TLS, again for each connection when they have changed."""
+    if config.tls_cert is None and config.tls_key is None and config.tls_client_ca is None:
+        return None
+    if config.tls_cert is None or config.tls_key is None:
+        raise InvalidArgument(
+            "RTPJ-5206 TLS_INCOMPLETE: TLS needs tls_cert and tls_key, both; tls_client_ca adds"
+            " mTLS to them. Set the one that is missing.",
+            field="tls_key" if config.tls_cert else "tls_cert",
+        )
+    paths = [("tls_cert", config.tls_cert), ("tls_key", config.tls_key)]
+    if config.tls_client_ca is not None:
+        paths.append(("tls_client_ca", config.tls_client_ca))
+    files = [_pem(field, path) for field, path in paths]
+    stamps = [Path(path).stat().st_mtime_ns for _, path in paths]
+    current = _configuration(files)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """Return new certificates, or None to keep those we have; called for each handshake."""
+        try:
+            now = [Path(path).stat().st_mtime_ns for _, path in paths]
+            if now == stamps:
+                return None
+            fresh = _configuration([_pem(field, path) for field, path in paths])
+        except (OSError, InvalidArgument):
+            return None  # half-way through a renewal
+        stamps[:] = now
+        return fresh
+
+    return grpc.dynamic_ssl_server_credentials(
+        current,
+        renewed,  # pyright: ignore[reportArgumentType]  # None is allowed: keep the current one
+        require_client_authentication=config.tls_client_ca is not None,
+    )
+
+
+def _configuration(files: Sequence[bytes]) -> grpc.ServerCertificateConfiguration:
+    cert, key, *client_ca = files
+    return grpc.ssl_server_certificate_configuration(
+        [(key, cert)], root_certificates=client_ca[0] if client_ca else None
+    )
+
+
+def _pem(field: str, path: str) -> bytes:
+    """Read a PEM file; what is in it is judged by grpc."""
+    try:
+        if Path(path).stat().st_size > MAX_PEM_BYTES:
+            raise _bad_pem(field, path, f"has more than {MAX_PEM_BYTES} bytes")
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise _bad_pem(field, path, f"cannot be read ({error.__class__.__name__})") from error
+    if b"-----BEGIN " not in data:
+        raise _bad_pem(field, path, "has no PEM block")
+    return data
+
+
+def _bad_pem(field: str, path: str, reason: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"RTPJ-5207 TLS_FILE_INVALID: {field}={path} {reason}. Give a PEM file.", field=field
+    )

@@ -1,0 +1,205 @@
+"""One process, one engine, one port: how a server starts, stays fit, and ends.
+
+    bind -> build the engine -> canary -> SERVING -> SIGTERM: drain -> exit 0
+                                             └ the watchdog: engine lost -> exit 1
+
+The port is bound first, so that a taken one is known before minutes of loading; until the engine is
+there, requests are told to come back.  A second signal ends the process at once.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rtp_jax.config import ServerConfig
+from rtp_jax.errors import RtpError
+from rtp_jax.metrics import Metrics
+from rtp_jax.serving.generation_service import GenerationService
+from rtp_jax.serving.health import Watchdog, canary
+from rtp_jax.serving.metrics_endpoint import MetricsEndpoint, Probes
+from rtp_jax.serving.served import Served
+from rtp_jax.serving.server import Server
+
+logger = logging.getLogger(__name__)
+OK, FAILED = 0, 1
+ABORT_GRACE_S = 2.0  # for aborted requests to say so to their clients
+DRAIN_LOOK_S = 0.02
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a worker is made of; `run` is its life."""
+
+    config: ServerConfig
+    build: Callable[[], Served]  # loads and compiles; blocks
+    metrics: Metrics
+    say: Callable[[str], None]  # progress, one line at a time
+    stall_timeout_s: float
+
+    def run(self) -> int:
+        """Serve until a signal or the loss of the engine; return the exit code."""
+        return asyncio.run(_Life(self).live())
+
+
+class _Life:
+    """The state of a worker while it runs."""
+
+    def __init__(self, worker: Worker):
+        self._worker = worker
+        self._service = GenerationService(worker.config)
+        self._ended = asyncio.Event()
+        self._lost = ""  # why the engine is lost
+        self._num_signals = 0
+
+    async def live(self) -> int:
+        worker = self._worker
+        server = Server(worker.config, self._service, worker.metrics)
+        with contextlib.ExitStack() as stack:
+            self._watch_signals(stack)
+            if worker.config.metrics_port is not None:
+                endpoint = self._metrics_endpoint(server, worker.config.metrics_port)
+                stack.callback(endpoint.close)
+                worker.say(f"metrics on http://{worker.config.host}:{endpoint.port}/metrics")
+            await server.start()
+            worker.say(f"listening on {worker.config.host}:{server.port}")
+            try:
+                engine = await self._build(server)
+            except RtpError:
+                await server.stop(0)
+                raise
+            if engine is not None:
+                await self._serve(server, engine)
+                return FAILED if self._lost else OK
+            await server.stop(0)
+            return OK
+
+    async def _build(self, server: Server) -> Served | None:
+        """Build the engine in another thread and try it; None if a signal came first."""
+        began = time.monotonic()
+        built = asyncio.ensure_future(_in_thread(self._worker.build))
+        ended = asyncio.ensure_future(self._ended.wait())
+        await asyncio.wait({built, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not built.done():  # its thread is a daemon: nothing waits for it
+            self._worker.say("stopped while loading")
+            built.cancel()
+            return None
+        engine = built.result()
+        seconds = await canary(engine)
+        self._service.engine = engine
+        await server.health.say(True, "")
+        self._worker.say(
+            f"ready: {engine.info.name} on {self._worker.config.host}:{server.port},"
+            f" {time.monotonic() - began:.1f} s to load, {seconds:.2f} s for a first answer"
+        )
+        return engine
+
+    async def _serve(self, server: Server, engine: Served) -> None:
+        watchdog = Watchdog(engine, server.health, self._worker.stall_timeout_s, self._lose)
+        watching = asyncio.create_task(watchdog.run())
+        try:
+            await self._ended.wait()
+            if not self._lost:
+                await self._drain(server, engine)
+        finally:
+            watching.cancel()
+            await server.health.say(False, "ended")
+            await server.stop(ABORT_GRACE_S)
+            if not self._lost:
+                await asyncio.to_thread(engine.close)
+
+    async def _drain(self, server: Server, engine: Served) -> None:
+        """Take nothing new, and wait for what runs."""
+        timeout_s = self._worker.config.drain_timeout_s
+        self._service.draining = True
+        await server.health.say(False, "draining")
+        engine.stop_admitting()
+        self._worker.say(f"draining: {_num_live(engine)} requests left, at most {timeout_s:g} s")
+        until = time.monotonic() + timeout_s
+        while (num_left := _num_live(engine)) and time.monotonic() < until and not self._lost:
+            await asyncio.sleep(DRAIN_LOOK_S)
+        self._worker.say(f"drained, {num_left} requests aborted" if num_left else "drained")
+
+    def _lose(self, reason: str) -> None:
+        self._lost = reason
+        self._worker.say(f"the engine is lost: {reason}")
+        self._ended.set()
+
+    def _watch_signals(self, stack: contextlib.ExitStack) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # signals belong to whoever runs us
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+            stack.callback(loop.remove_signal_handler, number)
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        if self._num_signals > 1:
+            self._worker.say("a second signal: gone")
+            os._exit(FAILED)
+        self._ended.set()
+
+    def _metrics_endpoint(self, server: Server, port: int) -> MetricsEndpoint:
+        def why_not_live() -> str:
+            return self._lost or (server.health.reason if server.health.stalled else "")
+
+        def why_not_ready() -> str:
+            return "" if server.health.serving else server.health.reason
+
+        probes = Probes(why_not_live, why_not_ready)
+        registry = self._worker.metrics.registry
+        return MetricsEndpoint(self._worker.config.host, port, registry, probes)
+
+
+def _num_live(engine: Served) -> int:
+    return engine.loads().num_open_requests
+
+
+async def _in_thread(build: Callable[[], Served]) -> Served:
+    """Run a function in a daemon thread, which keeps no process alive that was told to end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Served] = loop.create_future()
+
+    def settle(engine: Served | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        elif engine is not None:
+            done.set_result(engine)
+
+    def run() -> None:
+        with _Reported(lambda error: _tell(loop, settle, None, error)):
+            engine = build()
+            _tell(loop, settle, engine, None)
+
+    threading.Thread(target=run, name="rtp-build", daemon=True).start()
+    return await done
+
+
+class _Reported:
+    """Carries whatever leaves a block over to somebody who can raise it."""
+
+    def __init__(self, report: Callable[[BaseException], None]):
+        self._report = report
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> bool:
+        if error is not None:
+            self._report(error)
+        return True
+
+
+def _tell(loop: asyncio.AbstractEventLoop, settle: Callable, *result: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(settle, *result)

@@ -89,7 +89,7 @@ def completed(known: dict[str, list[str]], found: list[Raised]) -> dict[str, lis
         if error.id in table:
             continue
         true, _, fix = error.message.lstrip(": ").replace("|", "\\|").partition(". ")
-        words = known[error.id][2:] if error.id in known else [true, fix]
+        words = known[error.id][2:] if error.id in known else [true.rstrip("."), fix]
         kind = error.kind or (known[error.id][1] if error.id in known else "")
         table[error.id] = [error.name, kind, *(word.replace("\n", " ") for word in words)]
     return table

@@ -30,7 +30,7 @@ class JsonBackend:
     def __init__(self, path: Path, tokens: SpecialTokens):
         content = read_checked(path, max_bytes=MAX_TOKENIZER_BYTES)
         with parsing(path):
-            self._library = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+            self._library = tokenizers.Tokenizer.from_buffer(content)
             self._library.no_truncation()  # a prompt is never cut silently
             self._library.no_padding()
             _add(self._library, path, tokens.added)

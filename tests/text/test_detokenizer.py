@@ -3,9 +3,11 @@
 import random
 
 import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
 from rtp_jax.text.detokenizer import Detokenizer
-from rtp_jax.text.tokenizer import Tokenizer
+from rtp_jax.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.tiny import random_texts
 
 NUM_SEQUENCES = 600
@@ -97,3 +99,17 @@ def test_what_never_becomes_a_character_does_not_pile_up(tokenizers):
     for _ in range(500):
         detokenizer.push(space)
     assert len(detokenizer._stream._window) < 40
+
+
+@pytest.mark.parametrize(("spaces", "expected"), [(True, "a <x> <x> b b"), (False, "a<x><x>b b")])
+def test_spaces_beside_special_tokens(tmp_path, spaces, expected):
+    vocabulary = {"a": 0, "b": 1, "<x>": 2, "<unk>": 3}
+    library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()  # and no decoder: it joins with spaces
+    library.add_special_tokens(["<x>", "<unk>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, ids = load_tokenizer(tmp_path), [0, 2, 2, 1, 1]
+    options = {"skip_special_tokens": False, "spaces_between_special_tokens": spaces}
+    assert tokenizer.decode(ids, **options) == expected
+    assert "".join(stream(tokenizer, ids, [], random.Random(0), **options)) == expected
+    assert [*map(tokenizer.token_text, ids)] == [" a", " <x>", " <x>", " b", " b"]

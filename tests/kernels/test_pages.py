@@ -45,7 +45,7 @@ def test_tokens_land_in_their_pages_and_padding_in_the_null_page(dtype):
         for seed in (0, 1)
     )
     written = write_kv(pages, jnp.int32(1), key, value, step())
-    numbers = np.float32(from_bits(written))
+    numbers = np.array(from_bits(written), np.float32)
     for token, (page, offset) in enumerate([(2, 3), (5, 0), (1, 0)]):
         for kind, new in enumerate((key, value)):
             np.testing.assert_array_equal(numbers[page, 1, kind, :, offset], np.float32(new[token]))

@@ -1,10 +1,10 @@
 """How is a template run, when a stranger wrote it?
 
 Jinja's immutable sandbox keeps a template away from Python; this file bounds what it can cost.
-Every render has a `Budget` of steps, characters and processor time.  The syntax tree is changed
-before compiling, so that each turn of a loop and each `~` pays; operators, calls and filters pay
-through the sandbox's own hooks.  No threads, no signals: a single operation is never interrupted,
-a limit is noticed at the next one.  Read `template_cost.py` for the prices.
+Every render has a `Budget` of steps, characters and processor time.  Operators, calls and filters
+pay through the sandbox's own hooks; loops and comparisons pay because `template_tree.py` changes
+the syntax tree before it is compiled.  No threads, no signals: a single operation is never
+interrupted, a limit is noticed at the next one.  Read `template_cost.py` for the prices.
 """
 
 import datetime
@@ -20,11 +20,17 @@ import jinja2.exceptions
 import jinja2.ext
 import jinja2.sandbox
 import jinja2.utils
-from jinja2 import nodes
-from jinja2.visitor import NodeTransformer
 
 from rtp_jax.text import template_cost
-from rtp_jax.text.template_cost import MAX_INDENT, Budget, LimitReached, pay_text, size
+from rtp_jax.text.template_cost import (
+    MAX_INDENT,
+    Budget,
+    LimitReached,
+    pay_comparison,
+    pay_text,
+    size,
+)
+from rtp_jax.text.template_tree import Generation, PayForTurns
 
 BUDGET = " budget"  # a variable that no template can name, because of the space
 MAX_STRFTIME_CHARS = 100
@@ -64,7 +70,7 @@ def compile_template(
 ) -> jinja2.Template:
     """Compile a template together with what bounds it."""
     environment = _Environment(now)
-    tree = _PayForTurns().visit(environment.parse(source))
+    tree = PayForTurns().visit(environment.parse(source))
     tree.set_environment(environment)
     return environment.from_string(tree)
 
@@ -89,7 +95,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             optimized=False,  # it would compute constants before there is a budget
-            extensions=[jinja2.ext.loopcontrols, _Generation],
+            extensions=[jinja2.ext.loopcontrols, Generation],
         )
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -124,6 +130,12 @@ class _Environment(_Sandbox):
         self.finalize = _finalize
         self.concatenate = _concatenate
         self.turn = _turn
+        self.weigh = _weigh
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(argument, tuple):  # hashing one may take for ever, and JSON has no such key
+            return self.undefined(obj=obj, name=str(type(argument)))
+        return super().getitem(obj, argument)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         template_cost.before_operator(_budget(context), operator, left, right)
@@ -135,46 +147,11 @@ class _Environment(_Sandbox):
         method = isinstance(obj, types.BuiltinMethodType | types.MethodType)
         if method and isinstance(obj.__self__, str):
             args = template_cost.before_method(budget, obj.__self__, obj.__name__, args)
+        elif method and isinstance(obj.__self__, list | tuple | dict):
+            pay_comparison(budget, *args)  # as `index` and `get` do
         result = super().call(context, obj, *args, **kwargs)
         budget.charge(size(result))
         return result
-
-
-class _PayForTurns(NodeTransformer):
-    """Make loops, macros and `~` pay, by changing the syntax tree."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        self.generic_visit(node)
-        if node.test is not None:  # a turn that the condition skips is one, too
-            node.test = nodes.And(_call("turn", nodes.Const(0)), node.test)
-        return self._pay(node)
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
-        self.generic_visit(node)
-        return self._pay(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.CallBlock:
-        self.generic_visit(node)
-        return self._pay(node)
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
-        self.generic_visit(node)
-        return _call("concatenate", *node.nodes)
-
-    def _pay(self, node: Any) -> Any:
-        num_chars = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        node.body.insert(0, nodes.ExprStmt(_call("turn", nodes.Const(num_chars))))
-        return node
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the assistant says, for training; here it means nothing."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Any) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -200,15 +177,18 @@ def _budget(context: Any) -> Budget:
     return context.parent[BUDGET]
 
 
-def _call(name: str, *args: nodes.Expr) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(name), [*args], [], None, None)
-
-
 @jinja2.pass_context
 def _turn(context: Any, num_chars: int) -> bool:
     """Pay for the text that one turn of a loop, or one call of a macro, writes by itself."""
     _budget(context).charge(num_chars)  # the step was paid by calling this
     return True
+
+
+@jinja2.pass_context
+def _weigh(context: Any, value: Any) -> Any:
+    """Pay for a value that is about to be compared or hashed."""
+    pay_comparison(_budget(context), value)
+    return value
 
 
 @jinja2.pass_context

@@ -67,6 +67,13 @@ def pay_text(budget: Budget, value: Any, *, indent: int = 0) -> None:
         stack.extend((child, depth + 1) for child in children)
 
 
+def pay_comparison(budget: Budget, *values: Any) -> None:
+    """Pay for comparing or hashing values, which goes as deep as writing them."""
+    for value in values:
+        if isinstance(value, list | tuple | dict):
+            pay_text(budget, value)
+
+
 def before_operator(budget: Budget, operator: str, left: Any, right: Any) -> None:
     """Pay for `+`, `*`, `**` or `%`."""
     whole = isinstance(left, int) and isinstance(right, int)
@@ -87,7 +94,7 @@ def before_operator(budget: Budget, operator: str, left: Any, right: Any) -> Non
 
 
 def before_method(budget: Budget, text: str, name: str, args: tuple) -> tuple:
-    """Pay for a method of a string."""
+    """Pay for a method of a string; give the arguments to call it with."""
     if name == "join" and len(args) == 1:
         items = list(args[0])
         budget.charge(sum(map(size, items)) + len(text) * len(items))
@@ -99,6 +106,10 @@ def before_method(budget: Budget, text: str, name: str, args: tuple) -> tuple:
 
 def before_filter(budget: Budget, name: str, value: Any, args: tuple, kwargs: dict) -> Any:
     """Pay for a filter; return the value to filter."""
+    pay_comparison(budget, *args, *kwargs.values())
+    if name in ("sort", "unique", "min", "max", "dictsort"):
+        value = value if isinstance(value, dict) else list(value)
+        pay_comparison(budget, value)
     if name in ("join", "sum"):
         items = list(value)
         total = sum(map(size, items))

@@ -219,7 +219,21 @@ ATTACKS = [
     "{{ '%c' % 99999999 }}",
     "{{ strftime_now(3) }}",
 ]
+GROW = (
+    "{% set n = namespace(x=(1,), y=(1,)) %}"
+    "{% for i in range(60) %}{% set n.x = (n.x, n.x) %}{% set n.y = (n.y, n.y) %}{% endfor %}"
+)
 BOMBS = [
+    GROW + "{{ n.x == n.y }}",
+    GROW + "{{ n.x in [n.y] }}",
+    GROW + "{{ n.x is eq(n.y) }}",
+    GROW + "{{ [n.x]|select('eq', n.y)|list|length }}",
+    GROW + "{{ [n.x, n.y]|unique|list|length }}",
+    GROW + "{{ ([n.x, n.y]|max)[0] is defined }}",
+    GROW + "{{ {n.x: 1}|length }}",
+    GROW + "{{ [n.x].index(n.y) }}",
+    GROW + "{{ messages[0].get(n.x) }}",
+    GROW + "{{ messages[0][n.x].x }}",
     "{{ 'a' * 10**9 }}",
     "{{ 10**9 * 'a' }}",
     "{{ [0] * 10**9 }}",

@@ -1,0 +1,1 @@
+"""Which tokens a sequence may produce next."""

@@ -3,7 +3,8 @@
 Read next: `client.py`, or `async_client.py`.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +58,18 @@ def generate_request(
     prompt: object, params: SamplingParams | None, options: RequestOptions
 ) -> pb.GenerateRequest:
     """Spell a request for a str, token ids, {"prompt_token_ids": [...]} or {"messages": [...]}."""
-    request = pb.GenerateRequest(
-        request_id=options.request_id,
-        model=options.model,
-        return_prompt_token_ids=options.return_prompt_token_ids,
-    )
-    fill_prompt(request, prompt)
-    if params is not None:
-        request.sampling.CopyFrom(message_of_params(params))
+    request = pb.GenerateRequest(return_prompt_token_ids=options.return_prompt_token_ids)
+    with _sendable():
+        request.request_id, request.model = options.request_id, options.model
+        fill_prompt(request, prompt)
+        if params is not None:
+            request.sampling.CopyFrom(message_of_params(params))
+        if options.cache_salt:
+            request.cache_salt = options.cache_salt
     if options.priority:
         request.priority = options.priority
     if options.timeout_s is not None:
         request.timeout_s = checked_timeout(options.timeout_s)
-    if options.cache_salt:
-        request.cache_salt = options.cache_salt
     return request
 
 
@@ -79,9 +78,10 @@ def score_request(
 ) -> pb.ScoreRequest:
     """Spell a request for the log-probabilities of continuations."""
     request = pb.ScoreRequest()
-    fill_prompt(request, prompt)
-    for continuation in continuations:
-        fill_prompt(request.continuations.add(), continuation)
+    with _sendable():
+        fill_prompt(request, prompt)
+        for continuation in continuations:
+            fill_prompt(request.continuations.add(), continuation)
     if timeout_s is not None:
         request.timeout_s = checked_timeout(timeout_s)
     return request
@@ -139,7 +139,27 @@ def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
 
 
 def _read(path: str | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(
+            f"RTPJ-5110 CLIENT_TLS_FILE: {path} cannot be read ({error.__class__.__name__}). Give"
+            " a PEM file.",
+            field="tls",
+        ) from error
+
+
+@contextlib.contextmanager
+def _sendable() -> Iterator[None]:
+    """Refuse strings that are not Unicode text."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"RTPJ-5111 TEXT_CANNOT_BE_SENT: a text has the lone surrogate"
+            f" U+{ord(error.object[error.start]):04X} at character {error.start}. Replace it;"
+            " only Unicode text travels."
+        ) from error
 
 
 def _bad_prompt(prompt: object) -> InvalidArgument:

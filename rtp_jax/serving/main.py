@@ -1,0 +1,83 @@
+"""The command line: which command was meant, and how it ends.
+
+    rtp-jax generate | chat | serve | info | plan | doctor | --version
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Errors are one message, never a
+trace.  A command's module is imported when it is called, because an engine takes seconds to import.
+Read next: `serve_command.py`, `generate_command.py`, `look_commands.py`.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from rtp_jax.errors import InvalidArgument, RtpError, Unimplemented
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+COMMANDS = {  # name -> module, what it does
+    "generate": ("generate_command", "continue prompts"),
+    "chat": ("generate_command", "talk with a model"),
+    "serve": ("serve_command", "serve a model over gRPC"),
+    "info": ("look_commands", "say what a model or a server is"),
+    "plan": ("look_commands", "show how the memory would be used, without starting"),
+    "doctor": ("look_commands", "check this installation"),
+}
+# What is wrong about how a command was called: options, settings, files of the server.
+USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-52")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except RtpError as error:
+        print(f"rtp-jax: {error}", file=sys.stderr)
+        return USAGE if is_usage(error) else FAILED
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _overview()
+    if not arguments or arguments[0].startswith("-"):
+        parser.parse_args(arguments)
+        parser.print_help(sys.stderr)
+        return USAGE
+    name = parser.parse_args(arguments[:1]).command
+    module = importlib.import_module(f"rtp_jax.serving.{COMMANDS[name][0]}")
+    command = argparse.ArgumentParser(
+        prog=f"rtp-jax {name}", description=COMMANDS[name][1], allow_abbrev=False
+    )
+    return module.COMMANDS[name](command, arguments[1:])
+
+
+def is_usage(error: RtpError) -> bool:
+    """Tell whether a command was called wrongly, rather than that it failed."""
+    return error.id.startswith(USAGE_IDS) and isinstance(error, InvalidArgument | Unimplemented)
+
+
+def _overview() -> argparse.ArgumentParser:
+    lines = [f"  {name:10} {words}" for name, (_, words) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="rtp-jax",
+        description="An LLM inference engine on JAX.",
+        epilog="\n".join(["commands:", *lines, "", "`rtp-jax COMMAND --help` shows its options."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    version = f"rtp-jax {metadata.version('rtp_jax')}, jax {metadata.version('jax')}"
+    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="see below")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

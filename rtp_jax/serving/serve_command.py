@@ -1,0 +1,54 @@
+"""`rtp-jax serve`: a model over gRPC, until a signal."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from rtp_jax.metrics import Metrics
+from rtp_jax.serving.flags import add_settings, parse, settings_of
+from rtp_jax.serving.local_engine import start_engine
+from rtp_jax.serving.logs import log_to_stderr
+from rtp_jax.serving.settings import Settings
+from rtp_jax.serving.worker import Worker
+
+
+def serve(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """Serve; the process ends here, because a build that was interrupted may still hold threads."""
+    parser.add_argument("model", nargs="?", help="a folder, rtp-tiny, or a name org/model")
+    parser.add_argument("--print-config", action="store_true", help="show all settings and stop")
+    add_settings(parser, server=True)
+    parsed = parse(parser, arguments)
+    settings = settings_of(parsed)
+    if parsed.print_config:
+        print(settings.describe())
+        return 0
+    code = worker_of(settings).run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def worker_of(settings: Settings) -> Worker:
+    """Check all settings, and put a worker together."""
+    server, stall_timeout_s = settings.server(), settings.of["stall_timeout_s"].value
+    settings.engine_options()
+    assert isinstance(stall_timeout_s, int | float)
+    log_to_stderr(as_json=server.json_logs)
+    name = settings.of["served_model_name"].value or settings.model.rstrip("/").rpartition("/")[2]
+    metrics = Metrics(model_name=str(name), vllm_names=server.metrics_compat == "vllm")
+    return Worker(
+        config=server,
+        build=lambda: start_engine(settings, say, metrics),
+        metrics=metrics,
+        say=say,
+        stall_timeout_s=stall_timeout_s,
+    )
+
+
+def say(line: str) -> None:
+    """Show progress at once, even through a pipe."""
+    print(line, flush=True)
+
+
+COMMANDS = {"serve": serve}

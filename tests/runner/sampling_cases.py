@@ -75,10 +75,12 @@ def run(logits, *, history=None, wide=None, vocab_size=None, **options) -> Sampl
     """Sample from logits [rows, vocab] with the options given; results as NumPy arrays."""
     logits = np.asarray(logits, np.float32)
     rows, vocab = logits.shape
-    history = np.zeros((1, 8), np.int32) if history is None else np.asarray(history, np.int32)
+    slots = np.zeros((16, 64), np.int32)  # one shape, so that less is compiled
+    if history is not None:
+        slots[: len(history), : len(history[0])] = history
     wide = wide_options(rows, vocab_size or vocab) if wide is None else wide
     sampled = compiled(vocab_size or vocab)(
-        jnp.asarray(logits), jnp.asarray(history), row_options(rows, **options), wide
+        jnp.asarray(logits), jnp.asarray(slots), row_options(rows, **options), wide
     )
     return jax.tree.map(np.asarray, sampled)
 

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from rtp_jax.config import SchedulerConfig
+from rtp_jax.constraints.token_masks import masks_of
 from rtp_jax.request import Phase, Request, Sequence, StepPlan, StepResult, StepRow, TokenOutput
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.scheduler.admission import Limits, check_request
 from rtp_jax.scheduler.scheduler import Scheduler
+from rtp_jax.scheduler.tracked import Tracked, seed_of
 
 VOCAB = 50
 TOP = 3  # likeliest tokens that the model reports
@@ -189,6 +191,7 @@ class Simulation:
         self.plans: list[StepPlan] = []
         self.outputs: dict[tuple[str, int], list[TokenOutput]] = {}
         self.expected: set[tuple[str, int]] = set()
+        self.was_reset = False  # sequences may still share what the index has forgotten
 
     def add(self, request: Request) -> None:
         check_request(request, self.limits)
@@ -197,7 +200,12 @@ class Simulation:
 
     def launch(self, only: Sequence | None = None) -> bool:
         """Schedule and execute a step."""
+        first = next(iter(self.scheduler._roster.running.copied()), None)
+        may_grow = first is not None and _may_grow(first)
         plan = self.scheduler.schedule(self.now_s, only=only)
+        if only is None and may_grow:
+            assert plan is not None
+            assert first.sequence in [row.sequence for row in plan.rows], "the first must advance"
         if plan is None:
             return False
         self.plans.append(plan)
@@ -217,6 +225,10 @@ class Simulation:
             self.commit()
         else:
             assert launched or not self.scheduler.has_work, "nothing advances"
+
+    def reset_prefix_cache(self) -> None:
+        self.scheduler.reset_prefix_cache()
+        self.was_reset = True
 
     def run(self, most: int = 10_000) -> None:
         """Step until nothing is left."""
@@ -256,8 +268,15 @@ class Simulation:
                 users[page] += 1
         assert users == pool._num_users
         for page in range(1, pool.num_pages):
-            assert users[page] < 2 or page in index, f"page {page} is shared but not indexed"
+            indexed = page in index or self.was_reset
+            assert users[page] < 2 or indexed, f"page {page} is shared but not indexed"
             assert bool(pool._remembered[page]) == (page in index)
+        parents = {entry.key: entry.page for entry in index._by_key.values()}
+        order = {page: at for at, page in enumerate(pool._evictable)}
+        for entry in index._by_key.values():
+            parent = parents.get(entry.parent)
+            if parent in order:  # it goes after its children
+                assert order[entry.page] < order[parent]
         assert pool.num_free + pool.num_evictable + pool.num_used == pool.num_pages - 1
         slots = [tracked.sequence.slot for tracked in running] + scheduler._roster.free_slots
         assert sorted(slots) == list(range(len(slots)))
@@ -273,6 +292,16 @@ class Simulation:
         assert not scheduler._ledger._filling
         assert scheduler._roster.num_new == 0
         assert scheduler.num_running == scheduler.num_waiting == 0
+
+
+def _may_grow(tracked: Tracked) -> bool:
+    """Say whether a sequence needs nothing but pages, of which the first may have any."""
+    sequence = tracked.sequence
+    if sequence.num_computed < tracked.prefill_end:
+        return True
+    enough = len(sequence.output_ids) + sequence.num_in_flight >= tracked.max_output
+    waits = sequence.num_in_flight > 0 and (tracked.lockstep or sequence.num_in_flight >= 2)
+    return not enough and not waits
 
 
 def request(
@@ -320,6 +349,31 @@ def alone(one: Request, index: int = 0) -> tuple[list[int], list[float] | None]:
     simulation.add(replace(one, deadline_s=None, priority=0))
     simulation.run()
     return simulation.token_ids(one.id, index), prompt_logprobs(simulation, one.id, index)
+
+
+def oracle(one: Request, index: int = 0) -> list[int]:
+    """Compute the output of a request from the model alone: no scheduler, no pages."""
+    masks = masks_of(one, VOCAB)
+    digest, ids = b"", []
+    for token_id in one.prompt_token_ids:
+        digest = digest_after(digest, token_id)
+    while len(ids) < one.max_tokens:
+        mask = masks.next_mask(len(ids), ids) if masks else None
+        position = len(one.prompt_token_ids) + len(ids)
+        ids.append(model(digest, seed_of(one.seed, index), position, mask))
+        digest = digest_after(digest, ids[-1])
+        if ids[-1] in one.stop_token_ids and len(ids) >= one.params.min_tokens:
+            break
+    return ids
+
+
+def prompt_oracle(one: Request) -> list[tuple[int, float]]:
+    """Compute the prompt logprobs of a request from the model alone."""
+    digest, reports = digest_after(b"", one.prompt_token_ids[0]), []
+    for token_id in one.prompt_token_ids[1:]:
+        reports.append((token_id, logprob(digest, token_id)))
+        digest = digest_after(digest, token_id)
+    return reports
 
 
 def prompt_logprobs(simulation: Simulation, request_id: str, index: int = 0) -> list | None:

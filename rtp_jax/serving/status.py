@@ -37,8 +37,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 DOMAIN = "rtp_jax"
 RETRY_AFTER_S = 1.0  # when an error says that it may be retried, but not when
-MAX_MESSAGE_CHARS = 1500
-MAX_PARTIAL_BYTES = 3000  # the trailers of a call are at most 8 KiB for most clients, in base64
+MAX_MESSAGE_CHARS = 1000
+MAX_PARTIAL_BYTES = 2500  # with all else below the 8 KiB of trailers that most clients take
 
 
 class EndedEarly(Exception):

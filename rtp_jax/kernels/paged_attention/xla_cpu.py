@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int32, Num
 from rtp_jax.kernels.pages import KVPages, StepInputs, from_bits
 
 PLATFORMS = ("cpu", "cuda")
-BLOCK_KEYS = 256  # KV of one block stays in L2 while it is transposed and multiplied
+BLOCK_KEYS = 128  # larger ones gain nothing for long contexts and waste more on short ones
 CHUNK_ROWS = 64
 MASKED = -1e30  # finite: a block without a visible key must not make NaN
 
@@ -46,9 +46,11 @@ class Tile(NamedTuple):
     pages: Int32[Array, " width"]
 
 
-class Scores(NamedTuple):
-    """How `query . key` becomes the exponent of a softmax weight."""
+class Call(NamedTuple):
+    """What all tiles of a call share."""
 
+    pages: KVPages
+    layer: Int32[Array, ""]
     scale: float
     window: Int32[Array, ""] | int | None
     soft_cap: float | None
@@ -67,26 +69,24 @@ def paged_attention(
     """Let each new token attend to its sequence: every token before it, and itself."""
     tokens = query.shape[0]
     chunk_rows = min(CHUNK_ROWS, tokens)
-    scores = Scores(scale, sliding_window, soft_cap)
+    call = Call(pages, layer, scale, sliding_window, soft_cap)
     padded = jnp.pad(query, ((0, chunk_rows), (0, 0), (0, 0)))  # a tile may reach past the end
     out = jnp.zeros_like(padded)
     count = step.query_count
     decoding = (count == 1).astype(jnp.int32)
     chunks = jnp.where(count > 1, -(-count // chunk_rows), 0)
     for rows, tiles_of in ((1, decoding), (chunk_rows, chunks)):
-        out = _attend_in_tiles(out, padded, pages, layer, step, tiles_of, rows, scores)
+        out = _attend_in_tiles(out, padded, step, tiles_of, rows, call)
     return out[:tokens]
 
 
 def _attend_in_tiles(
     out: Float[Array, "padded heads head_dim"],
     query: Float[Array, "padded heads head_dim"],
-    pages: KVPages,
-    layer: Int32[Array, ""],
     step: StepInputs,
     tiles_of: Int32[Array, " sequences"],
     rows: int,
-    scores: Scores,
+    call: Call,
 ) -> Float[Array, "padded heads head_dim"]:
     """Fill in the tokens of every sequence that has tiles of `rows` rows."""
     ends = jnp.cumsum(tiles_of)
@@ -101,7 +101,7 @@ def _attend_in_tiles(
         tile = Tile(first, position, offset < left, step.page_table[sequence])
         mine = jax.lax.dynamic_slice_in_dim(query, first, rows)
         old = jax.lax.dynamic_slice_in_dim(out, first, rows)
-        new = _walk(mine, tile, pages, layer, scores)
+        new = _walk(mine, tile, call)
         new = jnp.where(tile.valid[:, None, None], new, old)
         return jax.lax.dynamic_update_slice_in_dim(out, new, first, 0)
 
@@ -109,40 +109,36 @@ def _attend_in_tiles(
 
 
 def _walk(
-    query: Float[Array, "rows heads head_dim"],
-    tile: Tile,
-    pages: KVPages,
-    layer: Int32[Array, ""],
-    scores: Scores,
+    query: Float[Array, "rows heads head_dim"], tile: Tile, call: Call
 ) -> Float[Array, "rows heads head_dim"]:
     """Attend from a tile to the blocks of keys that it sees, with a running softmax."""
-    (rows, heads, head_dim), (kv_heads, page_size) = query.shape, pages.shape[3:5]
+    (rows, heads, head_dim), (kv_heads, page_size) = query.shape, call.pages.shape[3:5]
     group = heads // kv_heads
     block_pages = max(1, min(BLOCK_KEYS // page_size, tile.pages.size))
     block = block_pages * page_size
     table = jnp.pad(tile.pages, (0, -tile.pages.size % block_pages))
     position = jnp.repeat(tile.position, group)[:, None]  # [rows * group, 1]
-    begin = 0 if scores.window is None else jnp.maximum(tile.position[0] - scores.window + 1, 0)
+    begin = 0 if call.window is None else jnp.maximum(tile.position[0] - call.window + 1, 0)
     # bfloat16 queries and pages are multiplied as such, anything else as float32.
-    dtype = jnp.promote_types(query.dtype, from_bits(pages[:0, 0, 0, 0, 0, 0]).dtype)
+    dtype = jnp.promote_types(query.dtype, from_bits(call.pages[:0, 0, 0, 0, 0, 0]).dtype)
     rotated = query.reshape(rows, kv_heads, group, head_dim).swapaxes(0, 1)
     rotated = rotated.reshape(kv_heads, rows * group, head_dim).astype(dtype)
 
     def advance(index, state):
         high, total, mixed = state
         ids = jax.lax.dynamic_slice_in_dim(table, index * block_pages, block_pages)
-        kv = from_bits(pages[ids, layer]).transpose(1, 2, 0, 3, 4)
+        kv = from_bits(call.pages[ids, call.layer]).transpose(1, 2, 0, 3, 4)
         key, value = kv.reshape(2, kv_heads, block, head_dim).astype(dtype)
         distance = position - (index * block + jnp.arange(block))  # [rows * group, block]
         visible = distance >= 0
-        if scores.window is not None:
-            visible &= distance < scores.window
+        if call.window is not None:
+            visible &= distance < call.window
         # Pages are recycled: past the end of a sequence lies anything, and 0 * NaN is NaN.
         value = jnp.where((distance[-1] >= 0)[:, None], value, 0)
         score = jnp.einsum("hrd,hkd->hrk", rotated, key, preferred_element_type=jnp.float32)
-        score *= scores.scale
-        if scores.soft_cap is not None:
-            score = scores.soft_cap * jnp.tanh(score / scores.soft_cap)
+        score *= call.scale
+        if call.soft_cap is not None:
+            score = call.soft_cap * jnp.tanh(score / call.soft_cap)
         score = jnp.where(visible, score, MASKED)
         new_high = jnp.maximum(high, score.max(-1))
         weight = jnp.where(visible, jnp.exp(score - new_high[..., None]), 0)

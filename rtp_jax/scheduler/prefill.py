@@ -39,9 +39,11 @@ def chunk_size(tracked: Tracked, start: int, room: Room, longest: int) -> int:
     count = min(tracked.prefill_end - start, longest, room.tokens)
     if count <= 0 or chunk_rows(tracked, start, count) <= room.logit_rows:
         return max(count, 0)
-    if tracked.sequence.request.params.prompt_logprobs is None:
+    sequence = tracked.sequence
+    reports = sequence.request.params.prompt_logprobs is not None
+    if not reports or sequence.num_prompt_logprobs == sequence.num_prompt - 1:
         return count - 1  # all but the token that samples
-    silent = max(tracked.sequence.num_prompt_logprobs - start, 0)  # reported before preemption
+    silent = max(sequence.num_prompt_logprobs - start, 0)  # reported before it was preempted
     return min(silent + room.logit_rows, count - 1)
 
 

@@ -13,10 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rtp_jax.errors import InvalidArgument
+from rtp_jax.errors import InvalidArgument, Unimplemented
 from rtp_jax.sampling_params import unknown_option
 
 ENVIRONMENT_PREFIX = "RTP_JAX_"
+# vLLM's names for what this build does not do yet, and the values that ask for nothing.
+LATER = {
+    "tensor_parallel_size": (1, "tensor parallelism"),
+    "pipeline_parallel_size": (1, "pipeline parallelism"),
+    "data_parallel_size": (1, "data parallelism"),
+    "quantization": (None, "quantized weights"),
+    "speculative_config": (None, "speculative decoding"),
+    "enable_lora": (False, "adapters"),
+    "kv_transfer_config": (None, "transfer of KV pages"),
+    "trust_remote_code": (False, "code from checkpoints, for safety, at any time,"),
+    "limit_mm_per_prompt": (None, "images and other media"),
+}
 
 
 def knob(default, help_text: str, **allowed):
@@ -146,6 +158,14 @@ class EngineConfig:
         }
         chosen: dict[str, dict[str, object]] = {name: {} for name in sections}
         for name, value in options.items():
+            if name in LATER and value == LATER[name][0]:
+                continue
+            if name in LATER:
+                raise Unimplemented(
+                    f"RTPJ-1002 OPTION_UNSUPPORTED: {name}={value!r}: {LATER[name][1]} is not"
+                    " supported. Remove the option.",
+                    field=name,
+                )
             if name not in known:
                 raise unknown_option("Engine", name, value, list(known))
             chosen[known[name]][name] = value

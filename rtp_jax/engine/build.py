@@ -179,7 +179,7 @@ def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metri
         num_pages=decided.memory.num_pages,
         page_size=shapes.page_size,
         max_model_len=shapes.max_model_len,
-        vocab_size=shapes.vocab_size,
+        vocab_size=shapes.padded_vocab_size,
         page_key=(config.cache.page_key or print_of_model).encode(),
         model_epoch=print_of_model,
         kv_scheme=decided.kv_dtype,
@@ -207,7 +207,6 @@ def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metri
         vocab_size=shapes.vocab_size,
         num_pages=decided.memory.num_pages,
         page_size=shapes.page_size,
-        max_num_seqs=config.scheduler.max_num_seqs,
     )
     submission = Submission(
         builder=RequestBuilder(

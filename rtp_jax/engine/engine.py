@@ -26,7 +26,7 @@ from rtp_jax.metrics import Metrics
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.request import Request
 from rtp_jax.sampling_params import OutputKind, SamplingParams
-from rtp_jax.text.chat import choose_template, render_chat
+from rtp_jax.text.chat import check_template_kwargs, choose_template, render_chat
 from rtp_jax.text.tokenizer import Tokenizer
 
 
@@ -241,6 +241,7 @@ class Engine:
                 " skip_tokenizer_init=True. Use generate with prompt_token_ids.",
                 field="messages",
             )
+        check_template_kwargs(chat_template_kwargs or {})
         text = render_chat(
             choose_template(self._parts.templates),
             messages,

@@ -155,7 +155,7 @@ class Metrics:
         self.num_pages = self.num_free_pages = self.num_cached_pages = 0
         self.kv_cache_usage_perc = 0.0
         self.cache_config: Mapping[str, str] = {}  # labels of `cache_config_info`
-        self.request_success = collections.Counter(dict.fromkeys(REASONS, 0))
+        self.request_success: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.rpcs: collections.Counter[tuple[str, str]] = collections.Counter()
         self.histograms = {name: Histogram(bounds) for name, _, bounds, _ in HISTOGRAMS}
         self.step_time = {phase: Histogram(STEP_SECONDS) for phase in PHASES}

@@ -136,6 +136,3 @@ def _source(parsed: argparse.Namespace) -> Source:
         lambda prompt, params: client.stream(prompt, params, options),
         lambda messages: {"messages": messages},
     )
-
-
-COMMANDS = {"generate": generate, "chat": chat}

@@ -1,9 +1,13 @@
-"""How does a command start an engine?  By importing it now: it takes seconds, and needs jax."""
+"""How does a command reach the engine?  When it needs it: importing jax takes seconds.
 
-import importlib
+The front door, `rtp_jax/__init__.py`, imports the engine when somebody first asks for it.
+"""
+
 from collections.abc import Callable
 from typing import Any
 
+import rtp_jax
+from rtp_jax.config import EngineConfig
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.settings import Settings
 
@@ -13,5 +17,11 @@ def start_engine(
 ) -> Any:
     """Build the engine that settings describe; returns when it can serve."""
     model, options = settings.model, settings.engine_options()
-    module = importlib.import_module("rtp_jax.engine.engine")
-    return module.Engine(model, progress=say, metrics=metrics, **options)
+    return rtp_jax.Engine(model, progress=say, metrics=metrics, **options)
+
+
+def decided(settings: Settings) -> Any:
+    """Resolve a model and its memory as the engine would; reads small files only."""
+    model, config = settings.model, EngineConfig.from_options(**settings.engine_options())
+    assert rtp_jax.Engine  # which imports the rooms around it
+    return rtp_jax.engine.build.decide(model, config)  # pyright: ignore[reportAttributeAccessIssue]

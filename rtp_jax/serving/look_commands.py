@@ -1,7 +1,6 @@
 """`rtp-jax info`, `plan` and `doctor`: looking without serving."""
 
 import argparse
-import importlib
 import shutil
 import socket
 import stat
@@ -13,11 +12,13 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from rtp_jax.config import EngineConfig, RunnerConfig, hub_cache, program_cache
+from rtp_jax.config import RunnerConfig, hub_cache, program_cache
 from rtp_jax.errors import RtpError
 from rtp_jax.serving.auth import read_tokens
 from rtp_jax.serving.client import Client
 from rtp_jax.serving.flags import add_settings, parse, settings_of
+from rtp_jax.serving.local_engine import decided
+from rtp_jax.weights.locate import find_model
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "grpcio", "protobuf", "tokenizers", "sentencepiece")
 DEVICES = "import jax; print(', '.join(f'{d.platform}: {d.device_kind}' for d in jax.devices()))"
@@ -34,9 +35,9 @@ def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     parsed = parse(parser, arguments)
     if parsed.server is not None:
         return _ask(parsed)
-    decided = _decide(parsed)
-    print(f"name: {decided.name}\nfolder: {decided.folder}\ndtype: {decided.dtype}")
-    for line in str(decided.spec).strip("()").split(", "):
+    found = decided(settings_of(parsed))
+    print(f"name: {found.name}\nfolder: {found.folder}\ndtype: {found.dtype}")
+    for line in str(found.spec).strip("()").split(", "):
         print(line)
     return 0
 
@@ -45,8 +46,7 @@ def plan(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Show the memory plan of a model under the settings given."""
     parser.add_argument("model", nargs="?", help="a folder, rtp-tiny, or a name org/model")
     add_settings(parser, server=False)
-    decided = _decide(parse(parser, arguments))
-    print(decided.memory.table())
+    print(decided(settings_of(parse(parser, arguments))).memory.table())
     return 0
 
 
@@ -67,14 +67,6 @@ def _ask(parsed: argparse.Namespace) -> int:
         for message in (client.server_info(), client.model_info(), client.loads()):
             print(json_format.MessageToJson(message, preserving_proto_field_name=True))
     return 0
-
-
-def _decide(parsed: argparse.Namespace):
-    """Resolve a model and its memory as the engine would; reads small files only."""
-    settings = settings_of(parsed)
-    config = EngineConfig.from_options(**settings.engine_options())
-    # imported now, because it needs jax, which takes seconds
-    return importlib.import_module("rtp_jax.engine.build").decide(settings.model, config)
 
 
 Finding = tuple[bool, str]
@@ -103,8 +95,7 @@ def _devices() -> Iterator[Finding]:
 
 def _model() -> Iterator[Finding]:
     try:
-        locate = importlib.import_module("rtp_jax.weights.locate")
-        yield True, f"rtp-tiny in {locate.find_model('rtp-tiny', hub_cache=hub_cache())}"
+        yield True, f"rtp-tiny in {find_model('rtp-tiny', hub_cache=hub_cache())}"
     except RtpError as error:
         yield False, str(error)
 
@@ -136,7 +127,6 @@ def _temporary_files() -> Iterator[Finding]:
     yield free > MIN_FREE_BYTES, f"{free / 2**30:.1f} GiB are free in {Path.home()}"
 
 
-COMMANDS = {"info": info, "plan": plan, "doctor": doctor}
 CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "versions": _versions,
     "devices": _devices,

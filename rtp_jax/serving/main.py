@@ -3,27 +3,29 @@
     rtp-jax generate | chat | serve | info | plan | doctor | --version
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Errors are one message, never a
-trace.  A command's module is imported when it is called, because an engine takes seconds to import.
+trace.  Nothing here imports the engine, which takes seconds, before a command needs it.
 Read next: `serve_command.py`, `generate_command.py`, `look_commands.py`.
 """
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 
 from rtp_jax.errors import InvalidArgument, RtpError, Unimplemented
+from rtp_jax.serving.generate_command import chat, generate
+from rtp_jax.serving.look_commands import doctor, info, plan
+from rtp_jax.serving.serve_command import serve
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-COMMANDS = {  # name -> module, what it does
-    "generate": ("generate_command", "continue prompts"),
-    "chat": ("generate_command", "talk with a model"),
-    "serve": ("serve_command", "serve a model over gRPC"),
-    "info": ("look_commands", "say what a model or a server is"),
-    "plan": ("look_commands", "show how the memory would be used, without starting"),
-    "doctor": ("look_commands", "check this installation"),
+COMMANDS = {  # name -> what runs, what it does
+    "generate": (generate, "continue prompts"),
+    "chat": (chat, "talk with a model"),
+    "serve": (serve, "serve a model over gRPC"),
+    "info": (info, "say what a model or a server is"),
+    "plan": (plan, "show how the memory would be used, without starting"),
+    "doctor": (doctor, "check this installation"),
 }
 # What is wrong about how a command was called: options, settings, files of the server.
 USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-52")
@@ -52,11 +54,9 @@ def _run(arguments: list[str]) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     name = parser.parse_args(arguments[:1]).command
-    module = importlib.import_module(f"rtp_jax.serving.{COMMANDS[name][0]}")
-    command = argparse.ArgumentParser(
-        prog=f"rtp-jax {name}", description=COMMANDS[name][1], allow_abbrev=False
-    )
-    return module.COMMANDS[name](command, arguments[1:])
+    run, words = COMMANDS[name]
+    command = argparse.ArgumentParser(prog=f"rtp-jax {name}", description=words, allow_abbrev=False)
+    return run(command, arguments[1:])
 
 
 def is_usage(error: RtpError) -> bool:

@@ -49,6 +49,3 @@ def worker_of(settings: Settings) -> Worker:
 def say(line: str) -> None:
     """Show progress at once, even through a pipe."""
     print(line, flush=True)
-
-
-COMMANDS = {"serve": serve}

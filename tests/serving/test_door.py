@@ -70,7 +70,7 @@ def test_the_nearest_deadline_counts(servers):
                 request.timeout_s = field
             sender.send("Generate", request.SerializeToString(), timeout=timeout_s)
             left_s = running.engine.seen[-1]["deadline_s"] - time.monotonic()
-            assert expected - 2 < left_s <= expected
+            assert expected - 2 < left_s < expected + 1  # grpc rounds timeouts up
         sender.close()
         assert client.is_serving()
 

@@ -1,5 +1,6 @@
 """The server as put together: address, TLS, reflection, pings."""
 
+import asyncio
 import socket
 import time
 
@@ -23,8 +24,12 @@ from tests.serving.certificates import make_authority, make_certificate
 
 def assembled(**options) -> None:
     """Put a server together, which is never started."""
-    config = ServerConfig(port=0, **options)
-    Server(config, GenerationService(config), Metrics())
+
+    async def assemble() -> None:
+        config = ServerConfig(port=0, **options)
+        Server(config, GenerationService(config), Metrics())
+
+    asyncio.run(assemble())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,90 @@
+"""How much memory this process may use: what /proc says, lowered by the limits of its cgroups.
+
+Read next: `memory_plan.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes of the host, as far as this process may use them."""
+
+    limit: int  # all of it, in use or not
+    available: int  # what can be taken now without swapping
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What one version of cgroups calls its files."""
+
+    limit: str
+    usage: str
+    reclaimable: str  # key of memory.stat: page cache that gives way
+
+
+V1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = Files("memory.max", "memory.current", "inactive_file")
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Read the smaller of the machine's memory and the limits of this process's cgroups."""
+    return host_memory(root).limit
+
+
+def host_memory(root: Path = Path("/")) -> HostMemory:
+    """Read both numbers; `root` is where `proc` and `sys` are mounted."""
+    machine = _numbers(root / "proc/meminfo")
+    limit = machine["MemTotal"] * 1024
+    available = machine.get("MemAvailable", machine["MemTotal"]) * 1024
+    for folder, files in _cgroups(root):
+        bound = _number(folder / files.limit)
+        if bound is None or bound >= UNLIMITED:
+            continue
+        used = _number(folder / files.usage) or 0
+        reclaimable = _numbers(folder / "memory.stat").get(files.reclaimable, 0)
+        limit = min(limit, bound)
+        available = min(available, max(bound - used + reclaimable, 0))
+    return HostMemory(limit, min(available, limit))
+
+
+def _cgroups(root: Path) -> Iterator[tuple[Path, Files]]:
+    """List the folders of this process's memory cgroups, up to the root of their mounts.
+
+    In a container the path of `/proc/self/cgroup` may not exist, and the root is its own.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount, files = root / "sys/fs/cgroup", V2
+        elif "memory" in controllers.split(","):
+            mount, files = root / "sys/fs/cgroup/memory", V1
+        else:
+            continue
+        folder = mount / path.strip("/")
+        for parent in (folder, *folder.parents):
+            yield parent, files
+            if parent == mount:
+                break
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Read lines of `name: number unit`, with or without the colon and the unit."""
+    words = (line.replace(":", " ").split() for line in _text(path).splitlines())
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}

@@ -1,0 +1,249 @@
+"""How many KV pages fit: everything else is laid aside first, then pages take what is left.
+
+    | weights | workspace of the largest step | reserve |  KV pages  | free |
+
+Plain arithmetic on numbers, without jax, so that `rtp-jax plan` works where no device is.  By
+default there are never more pages than are of use: `max_num_seqs` sequences of `max_model_len`
+tokens, and as much again for finished prefixes if these are kept.  Read next: `host_memory.py`.
+"""
+
+from dataclasses import dataclass
+
+from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
+from rtp_jax.errors import FailedPrecondition, InvalidArgument
+from rtp_jax.runner.host_memory import host_memory
+
+MIB, GIB = 1 << 20, 1 << 30
+PAGE_SIZES = {"cpu": 16, "cuda": 64}
+RESERVES = {"cpu": 256 * MIB, "cuda": GIB}  # compiled programs, the runtime, attention's tiles
+LOGITS_COPIES = {"cpu": 2, "cuda": 5}  # a CPU samples few rows at a time; a GPU all of them at once
+PADDING = 8  # rows and tokens come in multiples of this; see buckets.py
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelMemory:
+    """The numbers of a model that decide how much memory it takes."""
+
+    weight_bytes: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    mlp_size: int
+    vocab_size: int
+    max_positions: int
+    itemsize: int  # bytes of a number in computation
+    kv_itemsize: int  # and in KV pages
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.kv_itemsize
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryPlan:
+    """What was decided, and the numbers behind it."""
+
+    platform: str
+    page_size: int
+    num_pages: int  # the null page included
+    page_bytes: int
+    max_model_len: int
+    available_bytes: int
+    weight_bytes: int
+    workspace: tuple[tuple[str, int], ...]  # what for, bytes
+    notes: tuple[str, ...]
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all KV pages."""
+        return self.num_pages * self.page_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of everything besides weights and KV pages."""
+        return sum(size for _, size in self.workspace)
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that stay free."""
+        return self.available_bytes - self.weight_bytes - self.workspace_bytes - self.kv_bytes
+
+    def table(self) -> str:
+        """Lay the plan out for a reader."""
+        pages = f"{self.num_pages} pages of {self.page_size} tokens, {self.page_bytes} bytes each"
+        rows = [
+            ("available", self.available_bytes, self.platform),
+            ("weights", self.weight_bytes, ""),
+            *((what, size, "") for what, size in self.workspace),
+            ("KV pages", self.kv_bytes, pages),
+            ("free", self.free_bytes, ""),
+        ]
+        lines = [f"{what:<12}{size / MIB:>12.1f} MiB  {note}".rstrip() for what, size, note in rows]
+        lines.append(f"{'context':<12}{self.max_model_len:>12} tokens (max_model_len)")
+        return "\n".join([*lines, *self.notes])
+
+
+def plan_memory(
+    sizes: ModelMemory,
+    *,
+    model: ModelConfig,
+    cache: CacheConfig,
+    scheduler: SchedulerConfig,
+    platform: str,
+    free_device_bytes: int | None = None,
+) -> MemoryPlan:
+    """Divide the memory, or say with numbers why it cannot be done.
+
+    `free_device_bytes` is what a device with memory of its own has left; None means the host's.
+
+    Raises:
+      FailedPrecondition: RTPJ-2104, the weights do not fit.
+      InvalidArgument: RTPJ-2103, 2105 or 2106: max_model_len, kv_memory or num_pages do not.
+    """
+    limit = available = free_device_bytes
+    if limit is None or available is None:
+        host = host_memory()
+        limit, available = host.limit, host.available
+    wanted = _wanted_length(sizes, model)
+    page_size = cache.page_size or PAGE_SIZES[platform]
+    page_bytes = page_size * sizes.kv_bytes_per_token
+    workspace = _workspace(sizes, scheduler, platform, wanted)
+    room = available - sizes.weight_bytes - sum(size for _, size in workspace)
+    if room < 2 * page_bytes:
+        raise _weights_too_large(sizes, workspace, page_bytes, available)
+    per_sequence = -(-wanted // page_size)
+    useful = 1 + per_sequence * scheduler.max_num_seqs * (1 + cache.enable_prefix_caching)
+    num_pages, reason = _num_pages(cache, platform, page_bytes, room, limit, useful)
+    held = (num_pages - 1) * page_size  # one page is the null page
+    length, notes = wanted, (f"KV pages: {reason}",)
+    if held < wanted:
+        numbers = (
+            f"{wanted} needs {per_sequence} pages, {num_pages - 1} fit"
+            f" ({num_pages - 1} x {page_bytes} bytes: {reason})"
+        )
+        if model.max_model_len is not None:
+            fixes = _fixes(sizes, cache, page_bytes, room, num_pages, per_sequence)
+            raise _pages_insufficient(numbers, held, fixes)
+        length, notes = held, (*notes, f"max_model_len: {numbers}; lowered to {held}")
+    return MemoryPlan(
+        platform=platform,
+        page_size=page_size,
+        num_pages=num_pages,
+        page_bytes=page_bytes,
+        max_model_len=length,
+        available_bytes=available,
+        weight_bytes=sizes.weight_bytes,
+        workspace=_workspace(sizes, scheduler, platform, length),
+        notes=notes,
+    )
+
+
+def _wanted_length(sizes: ModelMemory, model: ModelConfig) -> int:
+    if model.max_model_len is None:
+        return sizes.max_positions
+    if model.max_model_len > sizes.max_positions:
+        raise InvalidArgument(
+            f"RTPJ-2106 MODEL_LEN_TOO_LARGE: max_model_len={model.max_model_len}, and the model"
+            f" knows {sizes.max_positions} positions. Lower max_model_len to"
+            f" <= {sizes.max_positions}, or leave it out.",
+            field="max_model_len",
+        )
+    return model.max_model_len
+
+
+def _workspace(
+    sizes: ModelMemory, scheduler: SchedulerConfig, platform: str, length: int
+) -> tuple[tuple[str, int], ...]:
+    """Bound what a step needs besides weights and pages.
+
+    Activations: of one layer at a time, the residual stream, its normalised copy, the layer's
+    output and what it is added to; queries, keys, values and attention's output; gate, up and
+    their product.
+    """
+    rows = _padded(scheduler.max_num_seqs)
+    tokens = max(_padded(scheduler.max_num_batched_tokens), rows)
+    heads = 2 * sizes.num_heads + 2 * sizes.num_kv_heads
+    width = 4 * sizes.hidden_size + heads * sizes.head_dim + 3 * sizes.mlp_size
+    return (
+        ("activations", tokens * width * sizes.itemsize),
+        ("logits", rows * sizes.vocab_size * 4 * LOGITS_COPIES[platform]),
+        ("history", (scheduler.max_num_seqs + 1) * (length + 1) * 4),
+        ("reserve", RESERVES[platform]),
+    )
+
+
+def _num_pages(
+    cache: CacheConfig, platform: str, page_bytes: int, room: int, limit: int, useful: int
+) -> tuple[int, str]:
+    """Decide how many pages there are, and say why."""
+    if cache.num_pages is not None:
+        _check_room("num_pages", cache.num_pages, cache.num_pages * page_bytes, page_bytes, room)
+        return cache.num_pages, f"num_pages={cache.num_pages}"
+    if cache.kv_memory is not None:
+        _check_room("kv_memory", cache.kv_memory, cache.kv_memory, page_bytes, room)
+        return cache.kv_memory // page_bytes, f"kv_memory={cache.kv_memory}"
+    if platform == "cpu":
+        share, reason = min(4 * GIB, limit // 4), "the smaller of 4 GiB and a quarter of the limit"
+        share, reason = min((share, reason), (room, "all that is left"))
+    else:
+        share, reason = room * 9 // 10, "0.9 of what is left"
+    fits = max(share // page_bytes, 2)
+    if fits > useful:
+        return useful, "as many as max_num_seqs sequences and finished prefixes can use"
+    return fits, reason
+
+
+def _check_room(name: str, value: int, asked: int, page_bytes: int, room: int) -> None:
+    fits = room // page_bytes
+    if 2 * page_bytes <= asked <= room:
+        return
+    unit = page_bytes if name == "kv_memory" else 1
+    raise InvalidArgument(
+        f"RTPJ-2105 KV_MEMORY_INVALID: {name}={value} is {asked} bytes of KV pages,"
+        f" {room} bytes are free for them, and a page has {page_bytes}. Choose {name} between"
+        f" {2 * unit} and {fits * unit}.",
+        field=name,
+    )
+
+
+def _fixes(
+    sizes: ModelMemory, cache: CacheConfig, page_bytes: int, room: int, num_pages: int, needed: int
+) -> list[str]:
+    """List what besides a shorter context makes a sequence of `needed` pages fit."""
+    fixes = []
+    if (needed + 1) * page_bytes <= room:
+        name = "kv_memory" if cache.num_pages is None else "num_pages"
+        value = (needed + 1) * (page_bytes if cache.num_pages is None else 1)
+        fixes.append(f"raise {name} to >= {value}")
+    if sizes.kv_itemsize == 4 and cache.num_pages is None:
+        fixes.append(f"set kv_dtype=bfloat16 ({2 * num_pages - 1} fit)")
+    return fixes
+
+
+def _pages_insufficient(numbers: str, held: int, fixes: list[str]) -> InvalidArgument:
+    advice = ", or ".join([f"Lower max_model_len to <= {held}", *fixes])
+    return InvalidArgument(
+        f"RTPJ-2103 KV_PAGES_INSUFFICIENT: max_model_len={numbers}. {advice}.",
+        field="max_model_len",
+    )
+
+
+def _weights_too_large(
+    sizes: ModelMemory, workspace: tuple[tuple[str, int], ...], page_bytes: int, available: int
+) -> FailedPrecondition:
+    parts = ", ".join(f"{what} {size}" for what, size in workspace)
+    needed = sizes.weight_bytes + sum(size for _, size in workspace) + 2 * page_bytes
+    fix = "dtype=bfloat16, " if sizes.itemsize == 4 else ""
+    return FailedPrecondition(
+        f"RTPJ-2104 MODEL_TOO_LARGE: the model needs {needed} bytes (weights {sizes.weight_bytes},"
+        f" {parts}, two KV pages {2 * page_bytes}), {available} are available. Use a machine with"
+        f" {needed - available} bytes more, or {fix}a smaller model, or lower max_num_seqs or"
+        " max_num_batched_tokens.",
+    )
+
+
+def _padded(size: int) -> int:
+    return -(-size // PADDING) * PADDING

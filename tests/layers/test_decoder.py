@@ -92,3 +92,13 @@ def test_padding_does_not_change_a_token(program):
     one, _ = compiled(weights, tokens, pages, inputs(5))
     other, _ = compiled(weights, tokens.at[5:].set(63), fresh, inputs(5))
     np.testing.assert_array_equal(one[:5], other[:5])
+
+
+def test_the_step_lowers_for_a_gpu_that_is_not_here():
+    spec = read_spec(CONFIG)
+    bones = skeleton(spec, dtype=jnp.dtype("bfloat16"), platform="cuda")
+    pages = (jax.ShapeDtypeStruct((9, *spec.kv_page_shape(PAGE_SIZE)), jnp.uint16),)
+    step = jax.jit(lambda weights, *rest: bones.assemble(weights)(*rest), donate_argnums=2)
+    tokens = jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
+    traced = step.trace(list(bones.parameters.values()), tokens, pages, inputs(5))
+    assert "stablehlo" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -222,11 +222,10 @@ class Scheduler:
 
         Every running sequence goes back to its place in the queue with the tokens it has.
         """
-        for plan, tracked_rows in self._in_flight.values():
-            for tracked, row in zip(tracked_rows, plan.rows, strict=True):
-                tracked.steps_in_flight -= 1
-                tracked.sequence.num_in_flight -= row.samples
         self._in_flight.clear()
+        for group in self._roster.groups.values():
+            for tracked in group.members:
+                tracked.steps_in_flight = tracked.sequence.num_in_flight = 0
         for tracked in self._roster.running.copied():
             self._roster.suspend(tracked)
         self._ledger.forget_all()

@@ -6,7 +6,7 @@ import pytest
 
 from rtp_jax.errors import Internal, ResourceExhausted
 from rtp_jax.request import FinishReason, Phase
-from tests.scheduler.simulated import Simulation, alone, prompt_logprobs, request
+from tests.scheduler.simulated import Simulation, alone, oracle, prompt_logprobs, request
 
 
 @pytest.mark.smoke
@@ -370,3 +370,51 @@ def test_abort_all_leaves_nothing():
     simulation.step()
     assert len(simulation.scheduler.abort_all(0.0)) == 3
     simulation.run()
+
+
+def test_a_token_in_flight_survives_the_preemption_of_its_sequence():
+    simulation = Simulation(num_pages=7, max_num_seqs=2)
+    for name in ("first", "second"):
+        simulation.add(request(name, [len(name)] * 8, max_tokens=12))
+    while simulation.scheduler.counters.preemptions == 0:
+        simulation.launch()
+        if len(simulation.in_flight) > 1 and simulation.scheduler.counters.preemptions == 0:
+            simulation.commit()
+    (waiting,) = simulation.scheduler._roster.waiting.copied()
+    sequence, before = waiting.sequence, len(waiting.sequence.output_ids)
+    in_flight = sequence.num_in_flight
+    assert in_flight > 0
+    while waiting.steps_in_flight:
+        assert sequence not in [row.sequence for row in simulation.plans[-1].rows]
+        simulation.commit()
+    assert sequence.num_in_flight == 0
+    assert len(sequence.output_ids) == before + in_flight
+    simulation.run()
+    for name in ("first", "second"):
+        assert simulation.token_ids(name) == oracle(request(name, [len(name)] * 8, max_tokens=12))
+
+
+def test_a_head_that_does_not_fit_is_not_looked_up_again_and_again(monkeypatch):
+    simulation = Simulation(num_pages=16, max_num_batched_tokens=64)
+    simulation.add(request("running", [1] * 24, max_tokens=20))
+    simulation.step()
+    ledger, lookups = simulation.scheduler._ledger, []
+    match = ledger.match
+    monkeypatch.setattr(ledger, "match", lambda tracked: lookups.append(tracked) or match(tracked))
+    simulation.add(request("long", [2] * 40, max_tokens=2))
+    simulation.run()
+    assert len(lookups) <= 3
+    assert len(simulation.token_ids("long")) == 2
+
+
+def test_many_completions_of_one_request_do_not_hold_up_others():
+    simulation = Simulation(
+        num_pages=200, max_num_seqs=4, max_num_batched_tokens=8, max_prefill_chunk=4
+    )
+    simulation.add(request("many", 30, n=100, max_tokens=2))
+    simulation.add(request("one", [3] * 6, max_tokens=2))
+    for _ in range(4):
+        simulation.step()
+    assert ("one", 0) in simulation.outputs  # while the others wait for the prompt they share
+    simulation.run()
+    assert all(len(simulation.token_ids("many", index)) == 2 for index in range(100))

@@ -19,18 +19,25 @@ Ids = Int32[Array, " rows"]
 Logits = Float32[Array, "rows vocab"]
 
 
-def most_likely(logits: Logits) -> tuple[Ids, Rows]:
+def most_likely(logits: Logits, vocab_size: int) -> tuple[Ids, Rows]:
     """Return the first of each row's largest logits, and that logit; +inf if the row has a NaN.
 
     XLA's own argmax carries an index through the whole vocabulary and costs ten times a maximum;
-    its maximum on a CPU passes over NaN, but a sum does not.
+    its maximum on a CPU passes over NaN, but a sum does not.  Columns from `vocab_size` on are
+    padding; cutting them off first would copy all logits.
     """
     blocks = _cut(logits, BLOCK, -jnp.inf)
-    largest_of = jnp.max(blocks, axis=2)
+    whole, rest = divmod(vocab_size, BLOCK)
+    largest_of = jnp.max(blocks, axis=2)[:, : whole + bool(rest)]
+    if rest:
+        last = jnp.max(logits[:, whole * BLOCK : vocab_size], axis=1, keepdims=True)
+        largest_of = jnp.concatenate([largest_of[:, :whole], last], axis=1)
     block = jnp.argmax(largest_of, axis=1).astype(jnp.int32)
-    within = jnp.argmax(_take(blocks, block), axis=1).astype(jnp.int32)
+    token = block[:, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+    within = jnp.argmax(jnp.where(token < vocab_size, _take(blocks, block), -jnp.inf), axis=1)
     broken = jnp.isnan(jnp.sum(logits, axis=1))
-    return block * BLOCK + within, jnp.where(broken, jnp.inf, jnp.max(largest_of, axis=1))
+    largest = jnp.where(broken, jnp.inf, jnp.max(largest_of, axis=1))
+    return block * BLOCK + within.astype(jnp.int32), largest
 
 
 def draw(logits: Logits, largest: Rows, threshold: Rows, temperatures: Rows, uniforms: Rows) -> Ids:

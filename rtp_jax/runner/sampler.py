@@ -9,6 +9,7 @@ logits as they are, and the arithmetic after it is the same.
 Read next: `sampling_inputs.py` (the arrays), `truncation.py` (which tokens are kept), `draw.py`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from rtp_jax.runner.draw import draw, most_likely, uniforms
+from rtp_jax.runner.draw import BLOCK, draw, most_likely, uniforms
 from rtp_jax.runner.sampling_inputs import RowOptions, Sampled, WideOptions
 from rtp_jax.runner.truncation import thresholds
 from rtp_jax.sampling_params import MAX_LOGPROBS
@@ -42,50 +43,56 @@ def sample(
       vocab_size: how many ids are tokens; the rest is padding and never chosen.
     """
 
-    logits = logits[:, :vocab_size]
     shaped = wide.any_masked() | wide.any_biased() | jnp.any(options.penalised())
     greedy = jnp.all((options.temperatures <= 0) & (options.num_logprobs < 0))
 
     def plain() -> Sampled:
-        best, largest = most_likely(logits)
+        best, largest = most_likely(logits, vocab_size)
         return _without_logprobs(_reported(best, largest, options), largest, wide)
 
     def full() -> Sampled:
+        some = functools.partial(_sample, vocab_size=vocab_size)
         return jax.lax.platform_dependent(
-            logits, history, options, wide, cpu=_few_at_a_time, default=_sample
+            logits, history, options, wide, cpu=_few_at_a_time(some), default=some
         )
 
     return jax.lax.cond(greedy & ~shaped, plain, full)
 
 
-def _few_at_a_time(
-    logits: Logits, history: History, options: RowOptions, wide: WideOptions
-) -> Sampled:
+def _few_at_a_time(some: Callable[..., Sampled]) -> Callable[..., Sampled]:
     """Sample a few rows after another, and so pay for each what it asks for itself.
 
     Every pass over a row then reads cache instead of memory, which on a CPU is five times as fast
     as passes over all rows.  A GPU does all rows in one go.
     """
-    rows, vocab = logits.shape
-    few = math.gcd(rows, 1 << (max(LOGITS_AT_A_TIME // vocab, 1).bit_length() - 1))
-    flags = {name: value for name, value in wide._asdict().items() if value.ndim == 0}
-    arrays = {name: value for name, value in wide._asdict().items() if value.ndim > 0}
 
-    def turn(part: tuple) -> Sampled:
-        logits, options, arrays = part
-        return _sample(logits, history, options, WideOptions(**flags, **arrays))
+    def sample_all(
+        logits: Logits, history: History, options: RowOptions, wide: WideOptions
+    ) -> Sampled:
+        rows, vocab = logits.shape
+        few = math.gcd(rows, 1 << (max(LOGITS_AT_A_TIME // vocab, 1).bit_length() - 1))
+        by_row, shared = wide.split()
 
-    parts = jax.tree.map(lambda x: x.reshape(-1, few, *x.shape[1:]), (logits, options, arrays))
-    sampled = jax.lax.map(turn, parts)
-    return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), sampled)
+        def turn(part: tuple) -> Sampled:
+            logits, options, by_row = part
+            return some(logits, history, options, WideOptions(**by_row, **shared))
+
+        parts = jax.tree.map(lambda x: x.reshape(-1, few, *x.shape[1:]), (logits, options, by_row))
+        sampled = jax.lax.map(turn, parts)
+        return jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), sampled)
+
+    return sample_all
 
 
-def _sample(logits: Logits, history: History, options: RowOptions, wide: WideOptions) -> Sampled:
+def _sample(
+    logits: Logits, history: History, options: RowOptions, wide: WideOptions, *, vocab_size: int
+) -> Sampled:
+    logits = _tokens_only(logits, vocab_size)
     shaped = _if(wide.any_masked(), lambda x: _masked(x, wide), logits)
     shaped = _if(wide.any_biased(), lambda x: _biased(x, wide), shaped)
     penalised = jnp.any(options.penalised())
     shaped = _if(penalised, lambda x: _penalised(x, history, options), shaped)
-    best, largest = most_likely(shaped)
+    best, largest = most_likely(shaped, vocab_size)
     random = (options.temperatures > 0) & jnp.isfinite(largest)
 
     def drawn() -> Ids:
@@ -111,6 +118,16 @@ def _reported(chosen: Ids, largest: Rows, options: RowOptions) -> Ids:
     """Report targets where there are some, and token 0 where the choice has failed."""
     chosen = jnp.where(jnp.isfinite(largest), chosen, 0)
     return jnp.where(options.targets < 0, chosen, options.targets)
+
+
+def _tokens_only(logits: Logits, vocab_size: int) -> Logits:
+    """Rule out padding; a width of whole blocks spares everything after it from copies."""
+    if missing := -logits.shape[1] % BLOCK:
+        logits = jnp.pad(logits, ((0, 0), (0, missing)))
+    if vocab_size == logits.shape[1]:
+        return logits
+    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) < vocab_size
+    return jnp.where(token, logits, -jnp.inf)
 
 
 def _masked(logits: Logits, wide: WideOptions) -> Logits:

@@ -42,6 +42,12 @@ class WideOptions(NamedTuple):
     logprob_ids: Int32[Array, "rows chosen"]  # 0: unused
     use_logprob_ids: Bool[Array, ""]
 
+    def split(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Separate the arrays with a row for each row from those that are about all rows."""
+        named = self._asdict()
+        shared = {name: named.pop(name) for name in tuple(named) if name.startswith("use_")}
+        return named, shared
+
     def any_masked(self) -> Bool[Array, ""]:
         """Whether a mask rules out an id of these rows."""
         return self.use_masks & jnp.any(~self.masks != 0)

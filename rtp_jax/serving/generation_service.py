@@ -8,8 +8,8 @@ refused as UNAVAILABLE.  Read next: `sampling_messages.py` and `output_messages.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 
@@ -58,6 +58,7 @@ class GenerationService:
     def __init__(self, config: ServerConfig):
         self.engine: Served | None = None
         self.draining = False
+        self.live_ids: set[str] = set()
         self._config = config
         self._started_s = time.monotonic()
         self._numbers = itertools.count()
@@ -66,7 +67,8 @@ class GenerationService:
         """Generate and answer once."""
         engine = self._engine(request.model)
         asked = await self._asked(engine, request, call, OutputKind.FINAL_ONLY)
-        output = await last(engine.stream_async(asked.prompt, asked.params, **asked.options))
+        with self._live(asked):
+            output = await last(engine.stream_async(asked.prompt, asked.params, **asked.options))
         answer = response_message(output, with_prompt_ids=request.return_prompt_token_ids)
         if output.error is not None:
             raise EndedEarly(output.error, answer)
@@ -80,11 +82,12 @@ class GenerationService:
         asked = await self._asked(engine, request, call, OutputKind.DELTA)
         frames = Frames(with_prompt_ids=request.return_prompt_token_ids)
         outputs = engine.stream_async(asked.prompt, asked.params, **asked.options)
-        async with aclosing(outputs):
-            async for output in outputs:
-                if output.error is not None and output.finished:
-                    raise EndedEarly(output.error, frames.summary(output))
-                yield frames.frame(output)
+        with self._live(asked):
+            async with aclosing(outputs):
+                async for output in outputs:
+                    if output.error is not None and output.finished:
+                        raise EndedEarly(output.error, frames.summary(output))
+                    yield frames.frame(output)
 
     async def Tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """Return the token ids of a text or a conversation."""
@@ -198,6 +201,18 @@ class GenerationService:
         truncation = 1 if params.truncate_prompt_tokens is None else MAX_TRUNCATION
         prompt = self._prompt(engine, "input", request, truncation=truncation)
         return Asked(prompt, params, options)
+
+    @contextmanager
+    def _live(self, asked: Asked) -> Iterator[None]:
+        """Remember a request while it lives, for whoever has to end all of them."""
+        request_id = asked.options["request_id"]
+        mine = request_id not in self.live_ids  # else the engine is about to refuse it
+        self.live_ids.add(request_id)
+        try:
+            yield
+        finally:
+            if mine:
+                self.live_ids.discard(request_id)
 
     def _prompt(
         self,

@@ -125,6 +125,7 @@ class _Life:
         until = time.monotonic() + timeout_s
         while (num_left := _num_live(engine)) and time.monotonic() < until and not self._lost:
             await asyncio.sleep(DRAIN_LOOK_S)
+        engine.abort([*self._service.live_ids])
         self._worker.say(f"drained, {num_left} requests aborted" if num_left else "drained")
 
     def _lose(self, reason: str) -> None:

@@ -99,7 +99,7 @@ class FakeEngine:
             del self.live[request_id]
 
     def _admit(self, request_id: str, ids: list[int]) -> None:
-        text = "".join(chr(max(i - 1, 0)) for i in ids)
+        text = "".join(_character(i) for i in ids)
         if self.draining:
             raise Unavailable("RTPJ-4003 DRAINING: no. Try another.", retry_after_s=0.5)
         if request_id in self.aborted:
@@ -117,14 +117,14 @@ class FakeEngine:
             raise ZeroDivisionError("a secret of ours")
 
     async def _outputs(self, request_id, prompt, ids, params, deadline_s, aborted):
-        text = "".join(chr(max(i - 1, 0)) for i in ids)
+        text = "".join(_character(i) for i in ids)
         pause_s = 0.02 if "slow" in text else 0.0
         began = time.monotonic()
         limit = INFO.max_model_len - len(ids) if params.max_tokens is None else params.max_tokens
         parts = [CompletionOutput(i, "", []) for i in range(params.n)]
         whole = RequestOutput(request_id, prompt, ids, parts, finished=False, num_cached_tokens=3)
         if params.prompt_logprobs is not None:
-            whole.prompt_logprobs = [None, *({i: Logprob(-1.0, 1, chr(i))} for i in ids[1:])]
+            whole.prompt_logprobs = [None, *({i: Logprob(-1.0, 1, _character(i))} for i in ids[1:])]
         for step in range(limit):
             await asyncio.sleep(pause_s)
             error = self._end(deadline_s, aborted, text if step == 2 else "")
@@ -152,7 +152,9 @@ class FakeEngine:
         if params.detokenize and self.tokenizer:
             part.text += self.tokenizer.decode(new)
         if params.logprobs is not None:
-            entries = [{i: Logprob(-0.5, 1, chr(i)), 7: Logprob(-2.0, None, None)} for i in new]
+            entries = [
+                {i: Logprob(-0.5, 1, _character(i)), 7: Logprob(-2.0, None, None)} for i in new
+            ]
             part.logprobs = (part.logprobs or []) + entries
             part.cumulative_logprob = -0.5 * len(part.token_ids)
 
@@ -165,7 +167,7 @@ class FakeEngine:
 
     def chat_prompt(self, messages, **options):
         """Join what was said."""
-        self.seen.append({"messages": messages, **options})
+        self.seen.append({"messages": [*messages], **options})
         return self.tokenizer.encode("".join(message["content"] for message in messages))
 
     async def score_async(self, prompt, continuations, *, deadline_s=None):
@@ -208,6 +210,10 @@ class FakeEngine:
     def close(self):
         """Note that it was closed."""
         self.closed = True
+
+
+def _character(token_id: int) -> str:
+    return chr(token_id - 1) if 0 < token_id < 256 else "?"
 
 
 def _new(part: CompletionOutput, count: int) -> CompletionOutput:

@@ -227,6 +227,11 @@ def request_wall(
         )
 
 
+def reraise(error: RtpError) -> None:
+    """Let the caller see what the wall made of a fault."""
+    raise error
+
+
 def _visible(request: Request, output: TokenOutput) -> list[int]:
     """Ids that have text: an eos or stop token stays in the ids and is not part of the text."""
     ids = output.token_ids

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from rtp_jax.delivery.delivery import request_wall
 from rtp_jax.errors import Internal, RtpError
 from rtp_jax.request import (
     FinishReason,
@@ -158,7 +159,7 @@ class EngineLoop:
             if in_flight is not None:
                 in_flight.step.to_host()  # the device may still write to what is about to be freed
         finally:
-            self._deliver(self._scheduler.abort_all(time.monotonic()))
+            self._deliver(self._scheduler.abort_all())
 
     def _turn(self, in_flight: InFlight | None) -> InFlight | None:
         """Launch one step and commit the one before, so that the device never waits for the host.
@@ -216,12 +217,8 @@ class EngineLoop:
     def _handle(self, message: Message) -> None:
         scheduler, now_s = self._scheduler, time.monotonic()
         if isinstance(message, Request):
-            try:
+            with request_wall(message.id, "scheduler", lambda e: self._refuse(message, e)):
                 scheduler.add(message, now_s)
-            except RtpError as error:
-                self._deliver(
-                    [ended(message.id, index, error) for index in range(message.params.n)]
-                )
         elif isinstance(message, Stop):
             scheduler.finish(
                 message.request_id, message.index, message.num_output_tokens, message.stop
@@ -241,6 +238,9 @@ class EngineLoop:
         involved = [row.sequence for plan in plans if plan for row in plan.rows]
         self._launching = None
         now_s = time.monotonic()
+        if not involved:  # it was no step that failed but the scheduling itself
+            self._end_everything()
+            return None
         alone = len(set(involved)) == 1 and involved[0] in self._suspects
         self._scheduler.requeue_running()
         self._runner.reset_state()
@@ -255,6 +255,22 @@ class EngineLoop:
         self._suspects.extend(fresh)
         self._drop_ended_suspects()
         return None
+
+    def _end_everything(self) -> None:
+        """End every live request, when nobody can say which one is at fault."""
+        error = Internal(
+            "RTPJ-4103 SCHEDULER_FAILED: the scheduler failed and every live request was ended."
+            " New requests are served. The log has the trace; please report it."
+        )
+        self._deliver(self._scheduler.abort_all(error))
+        self._scheduler.requeue_running()
+        self._runner.reset_state()
+        self._suspects.clear()
+
+    def _refuse(self, request: Request, error: RtpError) -> None:
+        """End a request that could not enter the scheduler."""
+        self._scheduler.abort(request.id, time.monotonic())
+        self._deliver([ended(request.id, index, error) for index in range(request.params.n)])
 
     def _clear_suspect(self, plan: StepPlan) -> None:
         """A suspect that ran alone and came through its step joins the others again."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rtp_jax.delivery.delivery import request_wall, reraise
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
 from rtp_jax.request import Request
 from rtp_jax.sampling_params import SamplingParams, unknown_option
@@ -126,31 +127,32 @@ class RequestBuilder:
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> Request:
-        """Tokenize, resolve and check a request."""
-        number = next(self._numbers)
-        arrival_s = time.monotonic()
-        ids = self._truncated(self._prompt_ids(prompt), params)
-        self._check_text_options(params)
+        """Tokenize, resolve and check a request; a fault of ours in that is its own alone."""
+        number, arrival_s = next(self._numbers), time.monotonic()
+        name = f"request-{number}" if request_id is None else _checked_id(request_id)
         eos = self._eos_token_ids
         stops = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos)
-        request = Request(
-            id=_checked_id(f"request-{number}" if request_id is None else request_id),
-            prompt_token_ids=ids,
-            params=params,
-            prompt=prompt.text,
-            seed=self._resolve_seed(params.seed, number),
-            stop_token_ids=stops,
-            eos_token_ids=eos,
-            bad_word_ids=self._bad_word_ids(params.bad_words or ()),
-            max_tokens=resolve_max_tokens(len(ids), params.max_tokens, self.limits),
-            priority=_checked_priority(priority),
-            arrival_s=arrival_s,
-            deadline_s=deadline_s,
-            cache_salt=prompt.cache_salt,
-            reuse_prefix=params.prompt_logprobs is None,
-        )
-        check_request(request, self.limits)
-        return request
+        with request_wall(name, "tokenizer", reraise):
+            ids = self._truncated(self._prompt_ids(prompt), params)
+            self._check_text_options(params)
+            request = Request(
+                id=name,
+                prompt_token_ids=ids,
+                params=params,
+                prompt=prompt.text,
+                seed=self._resolve_seed(params.seed, number),
+                stop_token_ids=stops,
+                eos_token_ids=eos,
+                bad_word_ids=self._bad_word_ids(params.bad_words or ()),
+                max_tokens=resolve_max_tokens(len(ids), params.max_tokens, self.limits),
+                priority=_checked_priority(priority),
+                arrival_s=arrival_s,
+                deadline_s=deadline_s,
+                cache_salt=prompt.cache_salt,
+                reuse_prefix=params.prompt_logprobs is None,
+            )
+            check_request(request, self.limits)
+            return request
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenize text, or say why this engine cannot."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import tqdm
 
 from rtp_jax.delivery.collector import Collector
-from rtp_jax.delivery.delivery import Delivery, Open, Reader
+from rtp_jax.delivery.delivery import Delivery, Open, Reader, request_wall, reraise
 from rtp_jax.engine.loop import Abort, EngineLoop
 from rtp_jax.engine.readers import QueueReader
 from rtp_jax.engine.requests import Prompt, RequestBuilder
@@ -71,8 +71,7 @@ class Submission:
 
     def submit(self, request: Request, reader: Reader) -> None:
         """Admit a request and send it to the loop, or raise."""
-        self._enter(request)
-        try:
+        with request_wall(request.id, "text assembler", reraise):
             live = Open(
                 request,
                 reader,
@@ -80,10 +79,8 @@ class Submission:
                 self._token_text,
                 request.params.n,
             )
-            self._delivery.open(request, live)
-        except BaseException:
-            self.left(request.id)
-            raise
+        self._enter(request)
+        self._delivery.open(request, live)
         self._loop.send(request)
 
     def left(self, request_id: str) -> None:

@@ -199,10 +199,11 @@ class Scheduler:
         group = self._roster.groups.get(request_id)
         return [] if group is None else self._end_all(group.members, FinishReason.ABORT)
 
-    def abort_all(self, now_s: float) -> list[TokenOutput]:
-        """End everything."""
+    def abort_all(self, error: RtpError | None = None) -> list[TokenOutput]:
+        """End everything, because of an error or because the engine closes."""
         live = [member for group in self._roster.groups.values() for member in group.members]
-        return self._end_all(live, FinishReason.ABORT)
+        reason = FinishReason.ABORT if error is None else FinishReason.ERROR
+        return self._end_all(live, reason, error)
 
     def expire(self, now_s: float) -> list[TokenOutput]:
         """End the requests whose deadline has passed or that have waited too long."""

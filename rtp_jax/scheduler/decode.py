@@ -21,14 +21,16 @@ def decode_rows(roster: Roster, room: Room, only: Sequence | None) -> list[tuple
     They are visited in order and lose pages only to those before them, so none that has its row
     already is preempted.
     """
-    chosen = []
-    for tracked in roster.running.copied():
+    chosen, running = [], roster.running.copied()
+    # The first of all advances in every step, even if it prefills and others need all tokens.
+    kept = int(bool(running) and running[0].sequence.num_computed < running[0].prefill_end)
+    for tracked in running:
         sequence = tracked.sequence
         if only is not None and sequence is not only:
             continue
         if sequence.phase is not Phase.RUNNING or not _can_decode(tracked):
             continue
-        if room.tokens == 0 or room.logit_rows == 0:
+        if room.tokens == kept or room.logit_rows == 0:
             break
         if not _has_page(tracked, roster, alone=only is not None):
             continue

@@ -372,6 +372,21 @@ def test_abort_all_leaves_nothing():
     simulation.run()
 
 
+def test_the_first_advances_even_if_decoding_takes_all_tokens():
+    simulation = Simulation(max_num_batched_tokens=2, max_num_seqs=4, num_pages=60)
+    for i in range(2):
+        simulation.add(request(str(i), [i], priority=1, max_tokens=20))
+    simulation.step()
+    simulation.scheduler.abort("1", 0.0)
+    simulation.add(request("2", [2], priority=1, max_tokens=20))
+    simulation.add(request("first", 6, max_tokens=2))
+    simulation.step()
+    while ("first", 0) not in simulation.outputs:
+        simulation.step()
+    assert len(simulation.token_ids("0")) < 20
+    simulation.run()
+
+
 def test_a_token_in_flight_survives_the_preemption_of_its_sequence():
     simulation = Simulation(num_pages=7, max_num_seqs=2)
     for name in ("first", "second"):

@@ -2,9 +2,9 @@
 
 Run it in an environment of its own, because rtp_jax knows no torch:
 
-    python3.11 -m venv /tmp/hf
-    /tmp/hf/bin/pip install torch==2.13.0 transformers==5.23.0 numpy
-    /tmp/hf/bin/python tests/golden/make_goldens.py
+    python3.11 -m venv .venv-goldens
+    .venv-goldens/bin/pip install torch==2.13.0 transformers==5.23.0 numpy
+    .venv-goldens/bin/python tests/golden/make_goldens.py
 
 For each case it writes a config as its author wrote it and as `transformers` saves it (JSON), and
 the prompt, the logits of the prompt and of 32 decoded tokens, and 64 greedy ids (NPZ).  Weights

@@ -9,9 +9,11 @@ the YAML file and, except for the server's, a keyword of `Engine`: one name in a
 import dataclasses
 import math
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rtp_jax.errors import InvalidArgument, Unimplemented
 from rtp_jax.sampling_params import unknown_option
@@ -150,7 +152,7 @@ class EngineConfig:
     @classmethod
     def from_options(cls, **options: object) -> "EngineConfig":
         """Build from flat names (`max_model_len=4096, num_pages=100`); unknown ones raise."""
-        sections = {section.name: section.type for section in dataclasses.fields(cls)}
+        sections: dict[str, Any] = {part.name: part.type for part in dataclasses.fields(cls)}
         known = {
             knob_.name: name
             for name, type_ in sections.items()
@@ -189,7 +191,7 @@ def checked(section: type, values: Mapping[str, object]):
 def _fault(knob_: dataclasses.Field, value: object) -> str | None:
     """Say in words what a field allows, or return None if the value is allowed."""
     allowed = knob_.metadata
-    types = knob_.type.__args__ if knob_.type.__class__.__name__ == "UnionType" else (knob_.type,)
+    types = typing.get_args(knob_.type) or (knob_.type,)
     if value is None and type(None) in types:
         return None
     if "choices" in allowed:
@@ -202,8 +204,9 @@ def _fault(knob_: dataclasses.Field, value: object) -> str | None:
     low, high = allowed.get("low", -math.inf), allowed.get("high", math.inf)
     words = "an integer" if int in types else "a number"
     words += f" in [{low:g}, {high:g}]" if high < math.inf else f" >= {low:g}"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or (int in types and not isinstance(value, int)):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return words
+    if int in types and not isinstance(value, int):
         return words
     return None if math.isfinite(value) and low <= value <= high else words
 

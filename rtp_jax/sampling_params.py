@@ -210,7 +210,7 @@ def _check_int(
         allowed += " or None"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise _bad(name, value, allowed)
-    if value < low or (high is not None and value > high):
+    if int(value) < low or (high is not None and int(value) > high):
         raise _bad(name, value, allowed)
 
 
@@ -220,7 +220,8 @@ def _check_float(
     allowed = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise _bad(name, value, allowed)
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+    number = float(value)
+    if not low <= number <= high or not math.isfinite(number) or (open_low and number == low):
         raise _bad(name, value, allowed)
 
 

@@ -8,9 +8,9 @@ What wires the rooms together is `build.py`; what happens to a token is in `loop
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from rtp_jax.config import EngineConfig
 from rtp_jax.delivery.collector import Collector
@@ -144,7 +144,7 @@ class Engine:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool | Callable = True,
         on_error: str = "raise",
     ) -> list[RequestOutput]:
@@ -208,9 +208,12 @@ class Engine:
             priority=priority,
             deadline_s=deadline_s,
         )
-        async with contextlib.aclosing(self._read_async(request, loop)) as outputs:
+        outputs = self._read_async(request, loop)
+        try:
             async for output in outputs:
                 yield output
+        finally:
+            await outputs.aclose()
 
     async def score_async(
         self, prompt: object, continuations: Sequence, *, deadline_s: float | None = None
@@ -232,7 +235,7 @@ class Engine:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Render a conversation with the model's chat template and tokenize it."""
         if self.tokenizer is None:
@@ -315,7 +318,7 @@ class Engine:
 
     async def _read_async(
         self, request: Request, loop: asyncio.AbstractEventLoop
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         reader = self._loop_readers.setdefault(loop, LoopReader(loop))
         collector = Collector(request, request.params.n)
         self._submission.submit(request, reader)

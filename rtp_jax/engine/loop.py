@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rtp_jax.delivery.delivery import request_wall
 from rtp_jax.errors import Internal, RtpError
@@ -35,26 +35,42 @@ IDLE_TURN_S = 0.5  # an idle loop looks at deadlines, and shows that it lives, t
 class Step(Protocol):
     """A step that is enqueued on the device."""
 
-    bucket: tuple[int, int]
+    @property
+    def bucket(self) -> tuple[int, int]:
+        """Padded tokens and sequences."""
+        ...
 
     def to_host(self) -> StepResult:
         """Wait for its results."""
         ...
 
 
+class CompileCounter(Protocol):
+    """Programs compiled since the engine was ready."""
+
+    @property
+    def count(self) -> int:
+        """How many; anything but zero is an alarm."""
+        ...
+
+
 class Executor(Protocol):
     """The runner, as the loop sees it."""
 
-    def prepare(self, plan: StepPlan, /):
+    def prepare(self, plan: StepPlan, /) -> Any:
         """Pad a plan to arrays."""
         ...
 
-    def execute(self, batch, /) -> Step:
+    def execute(self, batch: Any, /) -> Step:
         """Enqueue a step."""
         ...
 
     def reset_state(self) -> None:
         """Start over with empty pages."""
+        ...
+
+    def watch_compiles(self) -> CompileCounter:
+        """Count what the calling thread compiles from now on."""
         ...
 
 
@@ -94,6 +110,7 @@ class StepTimes:
     dispatch_s: float
     wait_s: float = 0.0  # for the device
     commit_s: float = 0.0
+    compiles: int = 0  # since the engine was ready
 
 
 @dataclass(slots=True)
@@ -148,6 +165,7 @@ class EngineLoop:
     def _run(self) -> None:
         """Serve until the inbox closes; the body of the engine thread, which owns all state."""
         in_flight: InFlight | None = None
+        self._compiles = self._runner.watch_compiles()
         try:
             while self._take_messages(wait=in_flight is None):
                 self.last_progress_s = time.monotonic()
@@ -200,6 +218,7 @@ class EngineLoop:
         self._clear_suspect(done.plan)
         done.times.wait_s = arrived - began
         done.times.commit_s = time.perf_counter() - arrived
+        done.times.compiles = self._compiles.count
         self._record(done.times)
 
     def _take_messages(self, *, wait: bool) -> bool:

@@ -36,6 +36,7 @@ class Records:
                 commit_s=times.commit_s,
             )
         )
+        metrics.compile_after_ready = times.compiles
         metrics.prefix_cache_queries = counters.query_tokens
         metrics.prefix_cache_hits = counters.hit_tokens
         metrics.num_preemptions = counters.preemptions

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from rtp_jax.errors import FailedPrecondition
 
+Device = Any  # a jax.Device, which type checkers do not accept as a type
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # jax says gpu, programs say cuda
 
 
@@ -14,7 +16,7 @@ PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # jax says gpu, pro
 class DeviceFacts:
     """What the host needs to know of the device."""
 
-    device: jax.Device
+    device: Device
     platform: str  # cpu or cuda
     kind: str
     free_bytes: int | None  # None: the host's memory is the device's
@@ -55,7 +57,7 @@ def cpu_has_bfloat16() -> bool:
         return False
 
 
-def _free_bytes(device: jax.Device, platform: str) -> int | None:
+def _free_bytes(device: Device, platform: str) -> int | None:
     if platform == "cpu":
         return None
     stats = device.memory_stats() or {}

@@ -23,6 +23,7 @@ import jax
 from jax.experimental import serialize_executable
 
 from rtp_jax.errors import FailedPrecondition
+from rtp_jax.runner.device import Device
 
 logger = logging.getLogger(__name__)
 DIGEST_BYTES = 32
@@ -53,7 +54,7 @@ def prepare_programs(
     *,
     folder: Path | None,
     key: str,
-    device: jax.Device,
+    device: Device,
     progress: Callable[[str], None],
 ) -> tuple[Mapping[str, jax.stages.Compiled], CompileReport]:
     """Load each program from `folder`, or compile it and keep it there; several at a time."""
@@ -89,7 +90,7 @@ def make_private(folder: Path) -> None:
         )
 
 
-def environment_key(device: jax.Device) -> str:
+def environment_key(device: Device) -> str:
     """Hash what a program depends on besides the model: sources, versions, machine."""
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
@@ -114,7 +115,7 @@ def _cpu_features() -> str:
 
 
 def _prepare(
-    program: Program, *, folder: Path | None, key: str, device: jax.Device
+    program: Program, *, folder: Path | None, key: str, device: Device
 ) -> tuple[jax.stages.Compiled, bool]:
     """Return a compiled program and whether it came from the folder."""
     described = f"{key} {program.name} {jax.tree.map(_shape, program.arguments)} {program.donated}"
@@ -134,7 +135,7 @@ def _shape(leaf: Any) -> str:
     return f"{leaf.dtype}{leaf.shape}"
 
 
-def _load(path: Path, program: Program, device: jax.Device) -> jax.stages.Compiled | None:
+def _load(path: Path, program: Program, device: Device) -> jax.stages.Compiled | None:
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -15,6 +15,8 @@ import numpy as np
 from rtp_jax.request import StepPlan, StepResult
 from rtp_jax.runner.batch import Batch, SlotTable, WideArrays
 from rtp_jax.runner.buckets import Bucket
+from rtp_jax.runner.compile_watch import CompileWatch
+from rtp_jax.runner.device import Device
 from rtp_jax.runner.packing import layout
 from rtp_jax.runner.programs import CompileReport, Program, prepare_programs
 from rtp_jax.runner.sampler import Sampled
@@ -83,7 +85,7 @@ class Runner:
         weights: list[jax.Array],
         build: Callable,
         shapes: StepShapes,
-        device: jax.Device,
+        device: Device,
     ):
         self.shapes = shapes
         self.compile_report = CompileReport()
@@ -126,6 +128,10 @@ class Runner:
         history = jax.device_put(np.zeros(self.shapes.history_shape, np.int32), self._device)
         self._state = State(pages, history)
 
+    def watch_compiles(self) -> CompileWatch:
+        """Count what the calling thread compiles from now on."""
+        return CompileWatch()
+
     def close(self) -> None:
         """Give the device's memory back."""
         self._weights, self._state, self._programs, self._unused = [], None, {}, {}
@@ -163,14 +169,14 @@ class Runner:
         )
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         row = jax.ShapeDtypeStruct((self.shapes.history_shape[1],), jnp.int32)
-        steps = [self._step(bucket, State(pages, history)) for bucket in self.shapes.buckets]
+        state = State._make((pages, history))
+        steps = [self._step(bucket, state) for bucket in self.shapes.buckets]
         write = Program("history", set_history, (history, scalar, row), history, donated=(0,))
         return [*reversed(steps), write]
 
     def _step(self, bucket: Bucket, state: State) -> Program:
         fields = layout(bucket, self.shapes.table_width)
         describe = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
-        sampled = Sampled(*range(len(Sampled._fields)))
         return Program(
             f"step-{bucket}",
             step_function(self._build, fields, self.shapes.vocab_size),
@@ -180,21 +186,21 @@ class Runner:
                 jax.ShapeDtypeStruct((fields.size,), jnp.int32),
                 describe(self._unused[bucket]),
             ),
-            (state, sampled),
+            (state, Sampled._make(Sampled._fields)),
             donated=(1,),
         )
 
     def _unused_wide(self, bucket: Bucket) -> WideArguments:
         """Neutral options that stay on the device for the steps that have none."""
         rows, words = bucket.sequences, -(-self.shapes.padded_vocab_size // 32)
-        arrays = WideArguments(
-            masks=np.zeros((rows, words), np.uint32),
-            bias_ids=np.full((rows, MAX_LOGIT_BIAS), -1, np.int32),
-            bias_values=np.zeros((rows, MAX_LOGIT_BIAS), np.float32),
-            logprob_ids=np.zeros((rows, MAX_LOGPROB_TOKEN_IDS), np.int32),
-            used=np.zeros(3, bool),
+        put = functools.partial(jax.device_put, device=self._device)
+        return WideArguments(
+            masks=put(np.zeros((rows, words), np.uint32)),
+            bias_ids=put(np.full((rows, MAX_LOGIT_BIAS), -1, np.int32)),
+            bias_values=put(np.zeros((rows, MAX_LOGIT_BIAS), np.float32)),
+            logprob_ids=put(np.zeros((rows, MAX_LOGPROB_TOKEN_IDS), np.int32)),
+            used=put(np.zeros(3, bool)),
         )
-        return jax.device_put(arrays, self._device)
 
     def _wide_arguments(self, batch: Batch) -> WideArguments:
         unused, wide = self._unused[batch.bucket], batch.wide

@@ -90,3 +90,13 @@ def test_bfloat16_deterministic(tiny_model, program_cache):
         engine.reset_prefix_cache()
         assert tokens(run_alone(engine, cases(26))) == together
         check_idle(engine)
+
+
+@pytest.mark.capability("nothing compiles after ready")
+def test_five_hundred_mixed_requests_compile_nothing(tiny_model, program_cache):
+    with small_engine(tiny_model, program_cache) as engine:
+        outputs = run_together(engine, cases(500, seed=1))
+        assert len(outputs) == 500
+        assert engine.metrics.num_steps > 100
+        assert engine.metrics.compile_after_ready == 0
+        check_idle(engine)

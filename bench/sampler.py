@@ -1,16 +1,20 @@
 """What does each sampling feature cost a step?  Prints milliseconds for a batch that uses it.
 
-    python bench/sampler.py [--rows 64] [--vocabularies 4096,151936] [--json FILE]
+    python -m bench.sampler [--rows 64] [--vocabularies 4096,151936] [--json FILE]
 
 Every line is the same compiled program, called with other options, so a line also shows that the
-features it does not name cost nothing.  `argmax alone` is a program of its own, for comparison.
+features it does not name cost nothing.  `argmax alone` and `sort alone` are programs of their own,
+for comparison.  The fastest of several calls counts; `cpu` is the processor time of all threads,
+which says more than the clock while others use the machine.
 """
 
 import argparse
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +25,7 @@ from rtp_jax.runner.sampling_inputs import RowOptions, WideOptions
 from rtp_jax.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKEN_IDS
 
 HISTORY = 4096
+PADDING = 67  # columns that are no tokens
 CASES = {
     "greedy": {},
     "temperature": {"temperatures": 1.0},
@@ -66,45 +71,76 @@ def options_of(rows: int, case: dict) -> RowOptions:
 
 
 def wide_of(rows: int, vocab: int, case: dict) -> WideOptions:
-    """Build wide options that allow everything and move nothing."""
+    """Build wide options: a mask without the first 32 ids, a bias of one id, or neither."""
+    masks = np.full((rows, -(-vocab // 32)), 0xFFFFFFFF, np.uint32)
+    bias_ids = np.full((rows, MAX_LOGIT_BIAS), -1, np.int32)
+    if case.get("use_masks"):
+        masks[:, 0] = 0
+    if case.get("use_bias"):
+        bias_ids[:, 0] = 0
     return WideOptions(
-        masks=jnp.full((rows, -(-vocab // 32)), 0xFFFFFFFF, jnp.uint32),
+        masks=jnp.asarray(masks),
         use_masks=jnp.asarray(case.get("use_masks", False)),
-        bias_ids=jnp.full((rows, MAX_LOGIT_BIAS), -1, jnp.int32),
-        bias_values=jnp.zeros((rows, MAX_LOGIT_BIAS), jnp.float32),
+        bias_ids=jnp.asarray(bias_ids),
+        bias_values=jnp.ones((rows, MAX_LOGIT_BIAS), jnp.float32),
         use_bias=jnp.asarray(case.get("use_bias", False)),
         logprob_ids=jnp.zeros((rows, MAX_LOGPROB_TOKEN_IDS), jnp.int32),
         use_logprob_ids=jnp.asarray(False),
     )
 
 
-def best_ms(call, repeats: int = 5) -> float:
-    """Time a call: the fastest of several, in milliseconds."""
+class Cost(NamedTuple):
+    """Milliseconds of a call."""
+
+    wall: float
+    cpu: float
+
+
+def cost(call: Callable[[], object], repeats: int = 7) -> Cost:
+    """Time a call: the fastest of several."""
     jax.block_until_ready(call())
-    times = []
+    walls, cpus = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return min(times) * 1e3
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return Cost(min(walls) * 1e3, min(cpus) * 1e3)
 
 
-def measure(rows: int, vocab: int, only: str = "") -> dict[str, float]:
-    """Measure every case for one size of the vocabulary."""
+def measure(rows: int, vocab: int, only: str = "") -> dict[str, Cost]:
+    """Measure every case for one size of the vocabulary; some of it is padding."""
     steep = jnp.asarray(logits_like_a_model(rows, vocab))
     flat = jnp.asarray(np.random.default_rng(1).normal(size=(rows, vocab)).astype(np.float32))
     history = jnp.asarray(np.random.default_rng(2).integers(0, vocab, (rows, HISTORY), np.int32))
-    step = jax.jit(functools.partial(sample, vocab_size=vocab))
-    argmax = jax.jit(lambda x: jnp.argmax(x, axis=1))
-    times = {"argmax alone": best_ms(lambda: argmax(steep))}
+    step = jax.jit(functools.partial(sample, vocab_size=vocab - PADDING))
+    argmax, sort = jax.jit(lambda x: jnp.argmax(x, axis=1)), jax.jit(lambda x: jnp.sort(x, axis=1))
+    costs = {
+        "argmax alone": cost(lambda: argmax(steep)),
+        "sort alone": cost(lambda: sort(steep), 2),
+    }
     for name, case in CASES.items():
         if only in name:
             logits = flat if case.get("flat") else steep
-            options, wide = options_of(rows, case), wide_of(rows, vocab, case)
-            times[name] = best_ms(functools.partial(step, logits, history, options, wide))
-    if not only:
-        times["sort alone"] = best_ms(lambda: jax.jit(lambda x: jnp.sort(x, axis=1))(steep), 1)
-    return times
+            options, wide = options_of(rows, case), wide_of(rows, vocab - PADDING, case)
+            costs[name] = cost(functools.partial(step, logits, history, options, wide))
+    return costs
+
+
+def report(rows: int, vocab: int, costs: dict[str, Cost]) -> None:
+    """Print a table and the line that matters most."""
+    print(
+        f"{rows} rows, vocabulary of {vocab}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    )
+    print(f"  {'':32s} {'wall':>9s}    {'cpu':>9s}")
+    for name, (wall, cpu) in costs.items():
+        print(f"  {name:32s} {wall:9.2f} ms {cpu:9.2f} ms")
+    if "greedy" in costs:
+        share = costs["greedy"].cpu / costs["sort alone"].cpu
+        print(
+            f"  a greedy batch costs {costs['greedy'].cpu / costs['argmax alone'].cpu:.2f} of an"
+            f" argmax and {share:.4f} of a sort"
+        )
 
 
 def main() -> None:
@@ -118,11 +154,9 @@ def main() -> None:
     results = {}
     for vocab in map(int, arguments.vocabularies.split(",")):
         results[vocab] = measure(arguments.rows, vocab, arguments.only)
-        print(f"{arguments.rows} rows, vocabulary of {vocab}, {jax.devices()[0].device_kind}")
-        for name, ms in results[vocab].items():
-            print(f"  {name:32s} {ms:9.2f} ms")
+        report(arguments.rows, vocab, results[vocab])
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,17 @@
 
 Each method takes a message and a `Call` and returns a message, or yields frames; errors are raised
 and become statuses in `door.py`.  Until the engine is there, and while it drains, requests are
-refused as UNAVAILABLE.  Read next: `sampling_messages.py` and `output_messages.py`.
+refused as UNAVAILABLE.  Read next: `prompts.py`, `sampling_messages.py`
+and `frames.py`.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
-
-from google.protobuf import json_format
 
 from rtp_jax.config import ServerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -29,17 +28,15 @@ from rtp_jax.serving.door import Call
 from rtp_jax.serving.frames import Frames
 from rtp_jax.serving.info_messages import loads_message, model_info_message
 from rtp_jax.serving.output_messages import response_message, score_message
+from rtp_jax.serving.prompts import MAX_TRUNCATION, chat_ids, check_text, prompt_of
 from rtp_jax.serving.sampling_messages import params_of
 from rtp_jax.serving.served import Served, Tokenizer, last
 from rtp_jax.serving.status import EndedEarly
 from rtp_jax.wire import generation_pb2 as pb
 
-MAX_TRUNCATION = 16  # a prompt to be truncated may be so many times longer than the model takes
-MAX_CHAT_MESSAGES = 1024
-MAX_TEMPLATE_KWARGS_BYTES = 64 << 10
+MAX_SALT_CHARS = 256
 MAX_CONTINUATIONS = 128
 MAX_DETOKENIZE_IDS = 1 << 20
-MAX_CHARS_PER_TOKEN = 64  # longer texts cannot fit, so they are refused before tokenizing
 RETRY_AFTER_S = 2.0
 
 
@@ -95,10 +92,10 @@ class GenerationService:
         tokenizer = _tokenizer(engine)
         match request.WhichOneof("input"):
             case "text":
-                self._check_text(engine, "text", request.text)
+                check_text(engine, "text", request.text)
                 ids = await asyncio.to_thread(tokenizer.encode, request.text)
             case "chat":
-                ids = await self._chat_ids(engine, request.chat)
+                ids = await chat_ids(engine, request.chat)
             case _:
                 raise missing("input", "text, chat")
         return pb.TokenizeResponse(token_ids=ids, max_model_len=engine.info.max_model_len)
@@ -121,9 +118,9 @@ class GenerationService:
         """Return the log-probabilities of given continuations."""
         engine = self._engine(request.model)
         at_most("continuations", request.continuations, MAX_CONTINUATIONS, what="entries")
-        prompt = self._prompt(engine, "input", request, truncation=1)
+        prompt = prompt_of(engine, "input", request)
         continuations = [
-            self._prompt(engine, f"continuations[{index}].input", each, truncation=1)
+            prompt_of(engine, f"continuations[{index}].input", each)
             for index, each in enumerate(request.continuations)
         ]
         scores = await engine.score_async(
@@ -184,6 +181,7 @@ class GenerationService:
     async def _asked(
         self, engine: Served, request: pb.GenerateRequest, call: Call, kind: OutputKind
     ) -> Asked:
+        at_most("cache_salt", request.cache_salt, MAX_SALT_CHARS, what="characters")
         is_chat = request.WhichOneof("input") == "chat"
         if request.HasField("sampling"):
             params = params_of(request.sampling, output_kind=kind, chat=is_chat)
@@ -197,9 +195,9 @@ class GenerationService:
             "cache_salt": request.cache_salt,
         }
         if is_chat:
-            return Asked(await self._chat_ids(engine, request.chat), params, options)
+            return Asked(await chat_ids(engine, request.chat), params, options)
         truncation = 1 if params.truncate_prompt_tokens is None else MAX_TRUNCATION
-        prompt = self._prompt(engine, "input", request, truncation=truncation)
+        prompt = prompt_of(engine, "input", request, truncation=truncation)
         return Asked(prompt, params, options)
 
     @contextmanager
@@ -214,73 +212,11 @@ class GenerationService:
             if mine:
                 self.live_ids.discard(request_id)
 
-    def _prompt(
-        self,
-        engine: Served,
-        field: str,
-        message: pb.GenerateRequest | pb.ScoreRequest | pb.Continuation,
-        *,
-        truncation: int,
-    ) -> str | list[int]:
-        match message.WhichOneof("input"):
-            case "text":
-                self._check_text(engine, field, message.text)
-                return message.text
-            case "token_ids":
-                limit = engine.info.max_model_len * truncation
-                at_most(field, message.token_ids.ids, limit, what="token ids")
-                return list(message.token_ids.ids)
-            case _:
-                raise missing(field, "text, token_ids")
-
-    async def _chat_ids(self, engine: Served, chat: pb.Chat) -> list[int]:
-        at_most("chat.messages", chat.messages, MAX_CHAT_MESSAGES, what="messages")
-        self._check_text(engine, "chat", "".join(message.content for message in chat.messages))
-        if (size := chat.template_kwargs.ByteSize()) > MAX_TEMPLATE_KWARGS_BYTES:
-            raise InvalidArgument(
-                f"RTPJ-5013 TEMPLATE_KWARGS_TOO_LARGE: chat.template_kwargs has {size} bytes,"
-                f" {MAX_TEMPLATE_KWARGS_BYTES} are allowed. Send less.",
-                field="chat.template_kwargs",
-            )
-        return await asyncio.to_thread(
-            engine.chat_prompt,
-            [{"role": message.role, "content": message.content} for message in chat.messages],
-            add_generation_prompt=_given(chat, "add_generation_prompt", True),
-            continue_final_message=chat.continue_final_message,
-            chat_template_kwargs=template_kwargs(chat),
-        )
-
-    def _check_text(self, engine: Served, field: str, text: str) -> None:
-        limit = engine.info.max_model_len * MAX_CHARS_PER_TOKEN
-        at_most(field, text, limit, what="characters")
-
     def _request_id(self, given: str, call: Call) -> str:
         """Choose the id of a request: its own, or one that is new and starts as its call's."""
         if given:
             return checked_request_id(given, "request_id")
         return f"{call.request_id[:100]}-{next(self._numbers)}"
-
-
-def template_kwargs(chat: pb.Chat) -> Mapping[str, object]:
-    """Read the template's own options: JSON values, whose whole numbers are integers."""
-    return {
-        name: _whole(value)
-        for name, value in json_format.MessageToDict(chat.template_kwargs).items()
-    }
-
-
-def _whole(value: object) -> object:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_whole(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _whole(each) for key, each in value.items()}
-    return value
-
-
-def _given(message: pb.Chat, name: str, default: bool) -> bool:
-    return getattr(message, name) if message.HasField(name) else default
 
 
 def _deadline_s(request: pb.GenerateRequest | pb.ScoreRequest, call: Call) -> float:

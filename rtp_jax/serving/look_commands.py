@@ -1,6 +1,7 @@
 """`rtp-jax info`, `plan` and `doctor`: looking without serving."""
 
 import argparse
+import dataclasses
 import shutil
 import socket
 import stat
@@ -37,8 +38,8 @@ def info(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         return _ask(parsed)
     found = decided(settings_of(parsed))
     print(f"name: {found.name}\nfolder: {found.folder}\ndtype: {found.dtype}")
-    for line in str(found.spec).strip("()").split(", "):
-        print(line)
+    for field in dataclasses.fields(found.spec):
+        print(f"{field.name}: {getattr(found.spec, field.name)}")
     return 0
 
 

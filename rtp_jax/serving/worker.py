@@ -96,7 +96,7 @@ class _Life:
         self._service.engine = engine
         await server.health.say(True, "")
         self._worker.say(
-            f"ready: {engine.info.name} on {self._worker.config.host}:{server.port},"
+            f"serving {engine.info.name} on {self._worker.config.host}:{server.port},"
             f" {time.monotonic() - began:.1f} s to load, {seconds:.2f} s for a first answer"
         )
         return engine

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from rtp_jax.serving.client import Client
+from tests.engine.workload import check_idle, small_engine
 from tests.serving.started import Running, Servers
 
 
@@ -29,3 +30,25 @@ def client(running: Running) -> Iterator[Client]:
     """Return a client of `running`."""
     with Client(running.address) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def program_cache(tmp_path_factory):
+    """Where the real engines of these tests keep their programs."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="session")
+def real_engine(tiny_model, program_cache):
+    """Return a real engine on the tiny model; what a test leaves behind fails the session."""
+    with small_engine(tiny_model, program_cache, served_model_name="fake") as engine:
+        yield engine
+        check_idle(engine)
+
+
+@pytest.fixture(scope="module")
+def real(real_engine) -> Iterator[Running]:
+    """Return a server around the real engine, for all tests of a file."""
+    started = Servers()
+    yield started.start(real_engine)
+    started.stop()

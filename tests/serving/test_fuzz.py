@@ -13,6 +13,7 @@ import pytest
 
 from rtp_jax.serving.client import Client
 from rtp_jax.wire import generation_pb2 as pb
+from tests.engine.workload import check_idle
 from tests.serving.raw import Raw
 
 NUM_MESSAGES = 5000
@@ -119,10 +120,9 @@ def fuzzed(seed: int) -> tuple[str, bytes]:
     return method.name, mutated(random_, data) if kind == 1 else data
 
 
-def test_no_message_is_our_fault(servers, caplog):
+def test_no_message_is_our_fault(real, real_engine, caplog):
     caplog.set_level(logging.CRITICAL, "rtp_jax.requests")
-    running = servers.start()
-    raw, seen = Raw(running.address), {}
+    raw, seen = Raw(real.address), {}
     for seed in range(SEED, SEED + NUM_MESSAGES):
         method, data = fuzzed(seed)
         code, error, *_ = raw.send(method, data, timeout=20)
@@ -131,10 +131,10 @@ def test_no_message_is_our_fault(servers, caplog):
     raw.close()
     assert seen[grpc.StatusCode.OK] > 100  # not everything was refused at the door
     assert seen[grpc.StatusCode.INVALID_ARGUMENT] > 1000
-    with Client(running.address) as client:
-        assert client.generate("good").outputs[0].text == "good"
-    assert not running.engine.live
-    assert not running.service.live_ids
+    with Client(real.address) as client:
+        assert client.generate("good").outputs[0].finish_reason == "length"
+    assert not real.service.live_ids
+    check_idle(real_engine)
 
 
 @pytest.mark.parametrize("seed", [SEED, SEED + 1])

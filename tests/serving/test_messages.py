@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from rtp_jax.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput, Timing
 from rtp_jax.sampling_params import OutputKind, SamplingParams
 from rtp_jax.serving.frames import Frames
-from rtp_jax.serving.generation_service import template_kwargs
 from rtp_jax.serving.info_messages import loads_message, model_info_message
 from rtp_jax.serving.output_messages import (
     completion_message,
@@ -19,6 +18,7 @@ from rtp_jax.serving.output_messages import (
     score_message,
     score_of,
 )
+from rtp_jax.serving.prompts import template_kwargs
 from rtp_jax.serving.sampling_messages import READERS, SCALARS, message_of_params, params_of
 from rtp_jax.wire import generation_pb2 as pb
 from tests.serving.fake_engine import INFO, FakeEngine

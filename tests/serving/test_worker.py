@@ -85,7 +85,7 @@ def in_thread(function):
 def test_it_drains(process):
     worker = process()
     with worker.client() as client:
-        worker.wait_for("ready")
+        worker.wait_for("serving fake on")
         stream = client.stream("slow", LONG)
         next(stream)
         results, thread = in_thread(lambda: client.generate("slow", LONG))
@@ -106,7 +106,7 @@ def test_it_drains(process):
 def test_what_does_not_end_in_time_is_aborted(process):
     worker = process("--drain-timeout-s", "0.2")
     with worker.client() as client:
-        worker.wait_for("ready")
+        worker.wait_for("serving fake on")
         stream = client.stream("slow", SamplingParams(max_tokens=400))
         next(stream)
         worker.popen.send_signal(signal.SIGTERM)
@@ -121,7 +121,7 @@ def test_what_does_not_end_in_time_is_aborted(process):
 def test_a_second_signal_ends_it_at_once(process):
     worker = process()
     with worker.client() as client:
-        worker.wait_for("ready")
+        worker.wait_for("serving fake on")
         stream = client.stream("slow", SamplingParams(max_tokens=400))
         next(stream)
         worker.popen.send_signal(signal.SIGTERM)
@@ -166,7 +166,7 @@ def test_a_lost_engine_ends_the_process(process, option, words):
     worker = process(option, "1.0")
     metrics = worker.wait_for("metrics on ").removesuffix("metrics")
     with worker.client() as client:
-        worker.wait_for("ready")
+        worker.wait_for("serving fake on")
         assert client.is_serving()
         assert get(metrics + "readyz") == get(metrics + "livez") == 200
         began = time.monotonic()

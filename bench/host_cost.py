@@ -3,8 +3,8 @@
     python bench/host_cost.py [--model rtp-tiny] [--json FILE]
 
 The engine's thread schedules, prepares, dispatches and commits; its CPU clock says how much of a
-core that takes for each step.  Waiting for the device costs no CPU time.  Split: `step_time_seconds`
-of the engine's own metrics, wall time, means.
+core that takes for each step.  Waiting for the device costs no CPU time.  The split is wall time,
+from the engine's own metrics, means.
 """
 
 import argparse

@@ -97,10 +97,10 @@ class Delivery:
     def __init__(
         self,
         *,
-        on_stop: Callable[[str, int, int, str], None],
+        on_stop: Callable[[str, int, int], None],
         on_finished: Callable[[Finished], None],
     ):
-        self._on_stop = on_stop  # request id, index, output tokens that stay, stop string
+        self._on_stop = on_stop  # request id, index, output tokens that stay
         self._on_finished = on_finished
         self._open: dict[str, Open] = {}
         self._steps: queue.SimpleQueue[list[TokenOutput] | None] = queue.SimpleQueue()
@@ -178,7 +178,7 @@ class Delivery:
             delta.token_ids = ids[: piece.num_tokens]
             delta.finish_reason, delta.stop_reason = FinishReason.STOP, piece.stopped
             sent = live.num_sent.get(output.index, 0) + piece.num_tokens
-            self._on_stop(output.request_id, output.index, sent, piece.stopped)
+            self._on_stop(output.request_id, output.index, sent)
 
     def _add_logprobs(self, live: Open, output: TokenOutput, delta: Delta) -> None:
         if output.logprobs is not None:
@@ -192,7 +192,7 @@ class Delivery:
 
     def _fail(self, delta: Delta, error: RtpError) -> None:
         delta.finish_reason, delta.error = FinishReason.ERROR, error
-        self._on_stop(delta.request_id, delta.index, 0, "")
+        self._on_stop(delta.request_id, delta.index, 0)
 
     def _count(self, live: Open, delta: Delta) -> None:
         sent = live.num_sent.get(delta.index, 0) + len(delta.token_ids)

@@ -188,8 +188,8 @@ def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metri
     )
     records = Records(metrics, scheduler)
 
-    def on_stop(request_id: str, index: int, num_output_tokens: int, stop: str) -> None:
-        loop.send(Stop(request_id, index, num_output_tokens, stop))
+    def on_stop(request_id: str, index: int, num_output_tokens: int) -> None:
+        loop.send(Stop(request_id, index, num_output_tokens))
 
     def on_finished(end: Finished) -> None:
         submission.left(end.request.id)

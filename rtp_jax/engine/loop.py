@@ -76,12 +76,11 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Delivery found a stop string: the sequence ends with its first `num_output_tokens`."""
+    """Delivery ended the text: the sequence ends with its first `num_output_tokens`."""
 
     request_id: str
     index: int
     num_output_tokens: int
-    stop: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,11 +238,9 @@ class EngineLoop:
             with request_wall(message.id, "scheduler", lambda e: self._refuse(message, e)):
                 scheduler.add(message, now_s)
         elif isinstance(message, Stop):
-            scheduler.finish(
-                message.request_id, message.index, message.num_output_tokens, message.stop
-            )
+            scheduler.finish(message.request_id, message.index, message.num_output_tokens)
         elif isinstance(message, Abort):
-            self._deliver(scheduler.abort(message.request_id, now_s))
+            self._deliver(scheduler.abort(message.request_id))
         else:
             scheduler.reset_prefix_cache()
 
@@ -256,7 +253,6 @@ class EngineLoop:
         plans = [in_flight.plan if in_flight else None, self._launching]
         involved = [row.sequence for plan in plans if plan for row in plan.rows]
         self._launching = None
-        now_s = time.monotonic()
         if not involved:  # it was no step that failed but the scheduling itself
             self._end_everything()
             return None
@@ -269,7 +265,7 @@ class EngineLoop:
                 f"RTPJ-4102 STEP_FAILED: a step failed twice with request {culprit.request.id},"
                 " the second time alone. Other requests go on. The log has the trace."
             )
-            self._deliver(self._scheduler.fail(culprit, error, now_s))
+            self._deliver(self._scheduler.fail(culprit, error))
         fresh = [s for s in dict.fromkeys(involved) if not alone and s not in self._suspects]
         self._suspects.extend(fresh)
         self._drop_ended_suspects()
@@ -278,7 +274,7 @@ class EngineLoop:
     def _end_everything(self) -> None:
         """End every live request, when nobody can say which one is at fault."""
         error = Internal(
-            "RTPJ-4103 SCHEDULER_FAILED: the scheduler failed and every live request was ended."
+            "RTPJ-4104 SCHEDULER_FAILED: the scheduler failed and every live request was ended."
             " New requests are served. The log has the trace; please report it."
         )
         self._deliver(self._scheduler.abort_all(error))
@@ -288,7 +284,7 @@ class EngineLoop:
 
     def _refuse(self, request: Request, error: RtpError) -> None:
         """End a request that could not enter the scheduler."""
-        self._scheduler.abort(request.id, time.monotonic())
+        self._scheduler.abort(request.id)
         self._deliver([ended(request.id, index, error) for index in range(request.params.n)])
 
     def _clear_suspect(self, plan: StepPlan) -> None:

@@ -186,7 +186,7 @@ class Scheduler:
                 at += row.num_logit_rows
         return outputs
 
-    def finish(self, request_id: str, index: int, num_output_tokens: int, stop_reason: str) -> None:
+    def finish(self, request_id: str, index: int, num_output_tokens: int) -> None:
         """End a sequence at a stop string that delivery found; delivery has said so already."""
         group = self._roster.groups.get(request_id)
         if group is None or (tracked := group.members[index]).sequence.phase is Phase.FINISHED:
@@ -194,7 +194,7 @@ class Scheduler:
         self._roster.end(tracked)
         del tracked.sequence.output_ids[num_output_tokens:]
 
-    def abort(self, request_id: str, now_s: float) -> list[TokenOutput]:
+    def abort(self, request_id: str) -> list[TokenOutput]:
         """End a request that nobody wants any more; unknown ids end nothing."""
         group = self._roster.groups.get(request_id)
         return [] if group is None else self._end_all(group.members, FinishReason.ABORT)
@@ -213,7 +213,7 @@ class Scheduler:
             for output in self._end_all(group.members, FinishReason.ABORT, error)
         ]
 
-    def fail(self, sequence: Sequence, error: RtpError, now_s: float) -> list[TokenOutput]:
+    def fail(self, sequence: Sequence, error: RtpError) -> list[TokenOutput]:
         """End one sequence with an error."""
         tracked = self._roster.find(sequence)
         return [] if tracked is None else self._end_all([tracked], FinishReason.ERROR, error)

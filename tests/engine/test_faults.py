@@ -175,3 +175,24 @@ def test_a_fault_ends_its_request_only(engine, expected, point, monkeypatch, cap
     check_idle(engine)
     (after,) = engine.generate([VICTIM_IDS], PARAMS, use_tqdm=False)
     assert after.error is None
+
+
+def test_a_failing_scheduler_ends_what_is_live_and_serves_the_next(engine, monkeypatch, caplog):
+    caplog.set_level("CRITICAL")
+    scheduler = engine._parts.scheduler
+    with monkeypatch.context() as patch:
+        schedule, calls = scheduler.schedule, []
+
+        def fails_once(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == 1:  # with nothing in flight, so that no step can be blamed
+                raise Fault("injected")
+            return schedule(*args, **kwargs)
+
+        patch.setattr(scheduler, "schedule", fails_once)
+        outputs = engine.generate(PROMPTS, PARAMS, on_error="return", use_tqdm=False)
+        assert {str(output.error).split(":")[0] for output in outputs if output.error} == {
+            "RTPJ-4104 SCHEDULER_FAILED"
+        }
+        assert all(output.error is None for output in engine.generate(PROMPTS, PARAMS))
+    check_idle(engine)

@@ -45,13 +45,13 @@ def test_abort_ends_all_completions_and_its_slots_are_reused():
     simulation.add(request("next", 10, max_tokens=5))
     for _ in range(4):
         simulation.step()
-    outputs = simulation.scheduler.abort("gone", simulation.now_s)
+    outputs = simulation.scheduler.abort("gone")
     assert [(out.index, out.finish_reason) for out in outputs] == [
         (0, FinishReason.ABORT),
         (1, FinishReason.ABORT),
         (2, FinishReason.ABORT),
     ]
-    assert simulation.scheduler.abort("gone", simulation.now_s) == []
+    assert simulation.scheduler.abort("gone") == []
     simulation.run()
     assert simulation.token_ids("next") == alone(request("next", 10, max_tokens=5))[0]
 
@@ -62,10 +62,10 @@ def test_finish_drops_the_surplus_of_a_stop_string():
     for _ in range(6):
         simulation.step()
     sequence = simulation.plans[-1].rows[0].sequence
-    simulation.scheduler.finish("r", 0, 2, "END")
+    simulation.scheduler.finish("r", 0, 2)
     assert len(sequence.output_ids) == 2
     assert sequence.phase is Phase.FINISHED
-    simulation.scheduler.finish("r", 0, 2, "END")
+    simulation.scheduler.finish("r", 0, 2)
     before = len(simulation.outputs["r", 0])
     simulation.run()
     assert len(simulation.outputs["r", 0]) == before
@@ -127,9 +127,9 @@ def test_after_a_failed_step_sequences_run_again_one_by_one():
         simulation.step(only=sequence)
         assert [row.sequence for row in simulation.plans[-1].rows] == [sequence]
     error = Internal("RTPJ-9999 X: y")
-    (output,) = simulation.scheduler.fail(suspects[2], error, simulation.now_s)
+    (output,) = simulation.scheduler.fail(suspects[2], error)
     assert (output.finish_reason, output.error) == (FinishReason.ERROR, error)
-    assert simulation.scheduler.fail(suspects[2], error, simulation.now_s) == []
+    assert simulation.scheduler.fail(suspects[2], error) == []
     simulation.run()
     for one in requests[:2]:
         assert simulation.token_ids(one.id) == alone(one)[0]
@@ -155,5 +155,5 @@ def test_abort_all_leaves_nothing():
     simulation.add(request("a", 10, n=2))
     simulation.add(request("b", 10))
     simulation.step()
-    assert len(simulation.scheduler.abort_all(0.0)) == 3
+    assert len(simulation.scheduler.abort_all()) == 3
     simulation.run()

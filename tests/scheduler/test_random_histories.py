@@ -99,14 +99,14 @@ class History:
 
     def abort(self, request_id: str) -> None:
         simulation = self.simulation
-        simulation.deliver(simulation.scheduler.abort(request_id, simulation.now_s))
+        simulation.deliver(simulation.scheduler.abort(request_id))
 
     def stop(self, request_id: str, index: int, keep: int) -> None:
         """Behave as delivery does when it finds a stop string."""
         keep = min(keep, len(self.simulation.token_ids(request_id, index)))
         before = self.simulation.outputs.get((request_id, index))
         if before and before[-1].finish_reason is None and keep:
-            self.simulation.scheduler.finish(request_id, index, keep, "END")
+            self.simulation.scheduler.finish(request_id, index, keep)
             self.stopped[request_id, index] = keep
 
     def break_down(self) -> None:
@@ -119,7 +119,7 @@ class History:
         simulation = self.simulation
         sequence = simulation.scheduler._roster.groups[request_id].members[0].sequence
         error = Internal("RTPJ-4102 STEP_FAILED: again")
-        simulation.deliver(simulation.scheduler.fail(sequence, error, simulation.now_s))
+        simulation.deliver(simulation.scheduler.fail(sequence, error))
 
     def end(self) -> None:
         """Finish what is left, then compare everything with the model."""

@@ -111,6 +111,9 @@ class RunnerConfig:
         None, "folder of compiled programs; '': none; None: ~/.cache/rtp_jax/programs"
     )
     attention: str = knob("auto", "implementation of paged attention, by name")
+    dump_failed: str | None = knob(
+        None, "folder for a record of each request that fails by our fault: ids, options, versions"
+    )
     stall_timeout_s: float = knob(
         60.0, "a step that takes longer turns health to NOT_SERVING", low=0.1
     )

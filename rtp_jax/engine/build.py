@@ -186,7 +186,7 @@ def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metri
         prefix_caching=config.cache.enable_prefix_caching,
         max_logit_rows=config.scheduler.max_num_seqs,
     )
-    records = Records(metrics, scheduler)
+    records = Records(metrics, scheduler, model=decided.name, dump_failed=config.runner.dump_failed)
 
     def on_stop(request_id: str, index: int, num_output_tokens: int) -> None:
         loop.send(Stop(request_id, index, num_output_tokens))

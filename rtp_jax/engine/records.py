@@ -1,10 +1,12 @@
 """What is counted and logged of steps and requests: one line for each request, never its text."""
 
 import logging
+from pathlib import Path
 
 from rtp_jax.delivery.delivery import Finished
 from rtp_jax.engine.info import Loads
 from rtp_jax.engine.loop import StepTimes
+from rtp_jax.engine.replay import write_record
 from rtp_jax.errors import Internal
 from rtp_jax.metrics import Metrics, RequestStats, StepStats
 from rtp_jax.scheduler.scheduler import Scheduler
@@ -15,9 +17,13 @@ logger = logging.getLogger("rtp_jax.requests")
 class Records:
     """Writes to an engine's metrics and to its request log."""
 
-    def __init__(self, metrics: Metrics, scheduler: Scheduler):
+    def __init__(
+        self, metrics: Metrics, scheduler: Scheduler, *, model: str, dump_failed: str | None
+    ):
         self._metrics = metrics
         self._scheduler = scheduler
+        self._model = model
+        self._dump_failed = dump_failed
 
     def step(self, times: StepTimes) -> None:
         """Count a committed step; on the engine's thread."""
@@ -69,6 +75,8 @@ class Records:
         )
         if isinstance(end.error, Internal):
             metrics.request_faults += 1
+            if self._dump_failed:
+                write_record(Path(self._dump_failed), request, end.error, self._model)
         log = logger.info if end.error is None else logger.warning
         log(
             "request %s %s: %d prompt tokens (%d cached), %d output tokens, %s%s",

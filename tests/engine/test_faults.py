@@ -5,12 +5,13 @@ the next request.
 """
 
 import dataclasses
+import json
 
 import pytest
 
 from rtp_jax import SamplingParams
 from rtp_jax.errors import Internal
-from tests.engine.workload import check_idle, tokens
+from tests.engine.workload import check_idle, small_engine, tokens
 
 ROUNDS = 10
 VICTIM_IDS = [77, 78, 79, 80]
@@ -196,3 +197,20 @@ def test_a_failing_scheduler_ends_what_is_live_and_serves_the_next(engine, monke
         }
         assert all(output.error is None for output in engine.generate(PROMPTS, PARAMS))
     check_idle(engine)
+
+
+def test_a_failed_request_leaves_a_record(tiny_model, program_cache, tmp_path, monkeypatch, caplog):
+    caplog.set_level("CRITICAL")
+    with small_engine(tiny_model, program_cache, dump_failed=str(tmp_path / "failed")) as engine:
+        with monkeypatch.context() as patch:
+            in_delivery("_add_text")(patch, engine)
+            params = dataclasses.replace(PARAMS, seed=99)
+            (output,) = engine.generate([VICTIM_IDS], params, on_error="return")
+        (file,) = (tmp_path / "failed").iterdir()
+        record = json.loads(file.read_text())
+        assert record["prompt_token_ids"] == VICTIM_IDS
+        assert record["error"] == str(output.error)
+        again = SamplingParams(**record["sampling_params"])
+        assert (again.seed, again.stops) == (params.seed, params.stops)
+        assert engine.generate([record["prompt_token_ids"]], again)[0].error is None
+        check_idle(engine)

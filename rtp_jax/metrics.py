@@ -7,7 +7,6 @@ a step pays a few microseconds.  Each series has one writing thread.  To count:
     metrics.on_step(StepStats(num_prefill_tokens=100, num_decode_tokens=12, num_padded_tokens=128,
                               schedule_s=2e-4, prepare_s=1e-4, dispatch_s=1e-4, wait_s=4e-3,
                               commit_s=2e-4))
-    metrics.on_tokens(gap_s=0.005, count=12)          # 12 sequences got their next token
     metrics.on_request_finished(RequestStats(finished_reason="stop", num_prompt_tokens=90, ...))
     metrics.set_loads(num_running=12, num_waiting=0, num_pages=512, num_free_pages=100,
                       num_cached_pages=40)
@@ -20,6 +19,7 @@ Read next: `serving/metrics_endpoint.py`.
 
 import bisect
 import collections
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -159,13 +159,22 @@ class Metrics:
         self.rpcs: collections.Counter[tuple[str, str]] = collections.Counter()
         self.histograms = {name: Histogram(bounds) for name, _, bounds, _ in HISTOGRAMS}
         self.step_time = {phase: Histogram(STEP_SECONDS) for phase in PHASES}
+        self._committed_s = time.monotonic()
         self._gaps = self.histograms["inter_token_latency_seconds"]
         self._sizes = self.histograms["iteration_tokens_total"]
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_Collector(self))
 
-    def on_step(self, step: StepStats) -> None:
-        """Count one step, after its commit."""
+    def on_step(self, step: StepStats, *, now_s: float | None = None) -> None:
+        """Count one step, after its commit, which is when its tokens are there.
+
+        A sequence that decodes got its token before in the step before, so the time between two
+        commits is the latency between those tokens.
+        """
+        now_s = time.monotonic() if now_s is None else now_s
+        if step.num_decode_tokens:
+            self._gaps.observe(now_s - self._committed_s, step.num_decode_tokens)
+        self._committed_s = now_s
         num_tokens = step.num_prefill_tokens + step.num_decode_tokens
         self.num_steps += 1
         self.prompt_tokens += step.num_prefill_tokens
@@ -178,10 +187,6 @@ class Metrics:
         times["dispatch"].observe(step.dispatch_s)
         times["wait"].observe(step.wait_s)
         times["commit"].observe(step.commit_s)
-
-    def on_tokens(self, *, gap_s: float, count: int = 1) -> None:
-        """Count tokens that came `gap_s` after the token before, in `count` sequences alike."""
-        self._gaps.observe(gap_s, count)
 
     def on_request_finished(self, request: RequestStats) -> None:
         """Count a request at its end, however it ended."""

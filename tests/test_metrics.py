@@ -18,6 +18,7 @@ STEP = StepStats(
     wait_s=4e-3,
     commit_s=2e-4,
 )
+PREFILL = StepStats(num_prefill_tokens=7, num_decode_tokens=0, num_padded_tokens=8)
 REQUEST = RequestStats(
     finished_reason="stop",
     num_prompt_tokens=90,
@@ -43,8 +44,8 @@ def samples(metrics: Metrics) -> dict[tuple, float]:
 
 def test_a_step_and_a_request_are_counted():
     metrics = Metrics(model_name="m")
-    metrics.on_step(STEP)
-    metrics.on_tokens(gap_s=0.005, count=12)
+    metrics.on_step(PREFILL, now_s=1.0)
+    metrics.on_step(STEP, now_s=1.005)
     metrics.on_request_finished(REQUEST)
     metrics.on_prefix_lookup(num_queried=90, num_hit=64)
     metrics.set_loads(
@@ -53,7 +54,7 @@ def test_a_step_and_a_request_are_counted():
     metrics.on_rpc("Generate", "OK")
     seen = samples(metrics)
     for prefix in ("rtp_jax:", "vllm:"):
-        assert seen[f"{prefix}prompt_tokens_total",] == 100
+        assert seen[f"{prefix}prompt_tokens_total",] == 107
         assert seen[f"{prefix}generation_tokens_total",] == 16
         assert seen[f"{prefix}kv_cache_usage_perc",] == 0.5
         assert seen[f"{prefix}num_requests_running",] == 12
@@ -65,11 +66,11 @@ def test_a_step_and_a_request_are_counted():
         assert seen[f"{prefix}time_to_first_token_seconds_bucket", ("le", "0.5")] == 1
         assert seen[f"{prefix}request_prefill_time_seconds_sum",] == pytest.approx(0.2)
         assert seen[f"{prefix}request_decode_time_seconds_sum",] == pytest.approx(1.0)
-        assert seen[f"{prefix}iteration_tokens_total_sum",] == 112
-    assert seen["rtp_jax:step_padding_tokens_total",] == 16
+        assert seen[f"{prefix}iteration_tokens_total_sum",] == 119
+    assert seen["rtp_jax:step_padding_tokens_total",] == 17
     assert seen["rtp_jax:rpcs_total", ("code", "OK"), ("method", "Generate")] == 1
     for phase in PHASES:
-        assert seen["rtp_jax:step_time_seconds_count", ("phase", phase)] == 1
+        assert seen["rtp_jax:step_time_seconds_count", ("phase", phase)] == 2
 
 
 def test_a_request_that_never_ran_has_no_first_token():
@@ -117,6 +118,5 @@ def test_counting_a_step_takes_microseconds():
     began = time.thread_time()
     for _ in range(1000):
         metrics.on_step(STEP)
-        metrics.on_tokens(gap_s=0.005, count=12)
         metrics.set_loads(num_running=12, num_waiting=3, num_pages=100, num_free_pages=30)
     assert (time.thread_time() - began) / 1000 < 50e-6

@@ -4,64 +4,74 @@ It starts `rtp-jax serve rtp-tiny` as a child, shows what that says while it loa
 streams five answers through the real client, checks them, and ends the server with SIGTERM.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from rtp_jax.errors import RtpError
+from rtp_jax.errors import RtpError, Unavailable
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client import Client
+from rtp_jax.serving.client_messages import RequestOptions
 
 MODEL = "rtp-tiny"
 CASES = Path(__file__).parents[1] / "assets" / MODEL / "demo.json"
+COMMAND = [sys.executable, "-m", "rtp_jax.serving.main", "serve", MODEL, "--port", "0"]
 ENOUGH = 0.8  # of the answers must be right
 START_TIMEOUT_S, STOP_TIMEOUT_S, ANSWER_TIMEOUT_S = 600.0, 60.0, 60.0
 LISTENING = "listening on "
 
 
 def main() -> int:
-    """Run the demo; return 0 if enough answers were right and the server ended well."""
-    command = [sys.executable, "-m", "rtp_jax.serving.main", "serve", MODEL, "--port", "0"]
-    print("$ " + " ".join(["rtp-jax", *command[3:]]), flush=True)
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    """Serve the built-in model and put its questions."""
+    print("$ rtp-jax " + " ".join(COMMAND[3:]), flush=True)
+    return run(COMMAND, json.loads(CASES.read_text()))
+
+
+def run(command: Sequence[str], cases: Sequence[Mapping]) -> int:
+    """Start a server, ask it, end it; return 0 if enough was right and the server ended well."""
+    # A session of its own: Ctrl-C is ours, and reaches the server as one SIGTERM.
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert server.stdout is not None
+    num_right, shown = 0, threading.Thread(target=_show, args=(server.stdout,), daemon=True)
     try:
         address = _address(server.stdout)
-        threading.Thread(target=_show, args=(server.stdout,), daemon=True).start()
-        num_right, num_asked = _ask_all(address, server)
+        shown.start()
+        num_right = _ask_all(address, server, cases)
     except RtpError as error:
         print(f"demo: {error}", file=sys.stderr)
-        num_right, num_asked = 0, 1
     finally:
         server.send_signal(signal.SIGTERM)
         code = _wait(server)
-    print(f"server ended with exit code {code}")
-    return 0 if num_right >= ENOUGH * num_asked and code == 0 else 1
+        if shown.is_alive():
+            shown.join()
+        server.stdout.close()
+    print(f"server ended with exit code {code}", flush=True)
+    return 0 if num_right >= ENOUGH * len(cases) and code == 0 else 1
 
 
-def _ask_all(address: str, server: subprocess.Popen) -> tuple[int, int]:
-    """Put every question; return how many were answered rightly, and how many there are."""
-    cases = json.loads(CASES.read_text())
+def _ask_all(address: str, server: subprocess.Popen, cases: Sequence[Mapping]) -> int:
+    """Put every question and return how many were answered rightly."""
     with Client(address) as client:
         _wait_until_serving(client, server)
         right = [_ask(client, case) for case in cases]
     print(f"\n{sum(right)} of {len(cases)} right")
-    return sum(right), len(cases)
+    return sum(right)
 
 
-def _ask(client: Client, case: dict) -> bool:
+def _ask(client: Client, case: Mapping) -> bool:
     """Stream one answer to the terminal and say how fast it came."""
     print(f"\n--- {case['name']}\n{case['prompt']}", end="", flush=True)
-    params = SamplingParams(
-        temperature=0.0, max_tokens=case["max_tokens"], stop=case.get("stop", "\n")
-    )
+    params = SamplingParams(temperature=0.0, max_tokens=case["max_tokens"], stop=case.get("stop"))
     began, first_s, num_tokens, text = time.monotonic(), 0.0, 0, ""
-    for output in client.stream(case["prompt"], params):
+    options = RequestOptions(timeout_s=ANSWER_TIMEOUT_S)
+    for output in client.stream(case["prompt"], params, options):
         first_s = first_s or time.monotonic() - began
         num_tokens += len(output.outputs[0].token_ids)
         text += output.outputs[0].text
@@ -93,8 +103,9 @@ def _wait_until_serving(client: Client, server: subprocess.Popen) -> None:
     while time.monotonic() < until:
         if server.poll() is not None:
             raise SystemExit(f"demo: the server ended with exit code {server.returncode}")
-        if client.is_serving():
-            return
+        with contextlib.suppress(Unavailable):  # it may just have ended
+            if client.is_serving():
+                return
         time.sleep(0.1)
     raise SystemExit(f"demo: the server was not ready after {START_TIMEOUT_S:g} s")
 

@@ -93,10 +93,16 @@ class _Life:
             return None
         engine = built.result()
         seconds = await canary(engine)
+        info = engine.info
+        self._worker.metrics.cache_config = {  # vLLM's labels, which gateways read
+            "block_size": str(info.page_size),
+            "num_gpu_blocks": str(info.num_pages),
+            "cache_dtype": info.kv_dtype,
+        }
         self._service.engine = engine
         await server.health.say(True, "")
         self._worker.say(
-            f"serving {engine.info.name} on {self._worker.config.host}:{server.port},"
+            f"serving {info.name} on {self._worker.config.host}:{server.port},"
             f" {time.monotonic() - began:.1f} s to load, {seconds:.2f} s for a first answer"
         )
         return engine

@@ -42,6 +42,8 @@ def samples(metrics: Metrics) -> dict[tuple, float]:
     return found
 
 
+@pytest.mark.smoke
+@pytest.mark.capability("metrics")
 def test_a_step_and_a_request_are_counted():
     metrics = Metrics(model_name="m")
     metrics.on_step(PREFILL, now_s=1.0)

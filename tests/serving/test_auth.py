@@ -42,6 +42,7 @@ def test_reflection_wants_a_token_too(guarded):
         assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.capability("TLS and tokens")
 @pytest.mark.parametrize("token", ["first-token", "second-token"])
 def test_a_right_token_is_let_in(guarded, token):
     with Client(guarded.address, token=token) as client:

@@ -14,6 +14,7 @@ from rtp_jax.serving.client_messages import RequestOptions
 FIVE = SamplingParams(max_tokens=5, temperature=0.0)
 
 
+@pytest.mark.smoke
 def test_generate(client):
     output = client.generate("hello", FIVE)
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("hello", "length")
@@ -22,6 +23,8 @@ def test_generate(client):
     assert output.timing.first_token_s is not None
 
 
+@pytest.mark.smoke
+@pytest.mark.capability("gRPC")
 def test_stream_yields_what_is_new(client):
     outputs = list(client.stream("hello", FIVE))
     assert "".join(output.outputs[0].text for output in outputs) == "hello"
@@ -42,6 +45,7 @@ def test_chat(client, running):
     assert given["add_generation_prompt"] is True
 
 
+@pytest.mark.capability("gRPC")
 def test_the_small_methods(client):
     assert client.detokenize(client.tokenize("some text")) == "some text"
     assert client.model_info().name == "fake"

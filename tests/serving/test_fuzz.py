@@ -120,6 +120,7 @@ def fuzzed(seed: int) -> tuple[str, bytes]:
     return method.name, mutated(random_, data) if kind == 1 else data
 
 
+@pytest.mark.capability("typed errors")
 def test_no_message_is_our_fault(real, real_engine, caplog):
     caplog.set_level(logging.CRITICAL, "rtp_jax.requests")
     raw, seen = Raw(real.address), {}

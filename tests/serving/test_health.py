@@ -28,6 +28,8 @@ class Slow(FakeEngine):
         super()._extend(*args)
 
 
+@pytest.mark.smoke
+@pytest.mark.capability("health")
 def test_the_canary_generates():
     assert asyncio.run(canary(FakeEngine())) < 1
     assert asyncio.run(canary(FakeEngine(with_tokenizer=False))) < 1

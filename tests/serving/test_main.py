@@ -25,6 +25,7 @@ def engine(monkeypatch):
     return fake
 
 
+@pytest.mark.capability("command line")
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -79,6 +80,7 @@ def assert_matches(words: str, text: str) -> None:
         raise ValueError(" ".join(text.split(" ")))
 
 
+@pytest.mark.capability("command line")
 def test_generate_shows_the_text(engine, capsys):
     assert main(["generate", "fake", "hello", "--max-tokens", "5", "--stop", "x"]) == 0
     assert capsys.readouterr().out == "hello\n"

@@ -77,6 +77,7 @@ def test_ipv6(servers):
         assert client.is_serving()
 
 
+@pytest.mark.capability("TLS and tokens")
 def test_tls(servers, certificates):
     options = {"tls_cert": certificates / "server.pem", "tls_key": certificates / "server.key"}
     running = servers.start(**{name: str(path) for name, path in options.items()})
@@ -89,6 +90,7 @@ def test_tls(servers, certificates):
         assert raised.value.id == "RTPJ-5101"
 
 
+@pytest.mark.capability("TLS and tokens")
 def test_mtls(servers, certificates):
     names = {"tls_cert": "server.pem", "tls_key": "server.key", "tls_client_ca": "ca.pem"}
     running = servers.start(**{name: str(certificates / file) for name, file in names.items()})
@@ -140,6 +142,7 @@ def test_a_client_says_which_file_it_cannot_read():
         Client("localhost:1", tls=Tls(ca="no/such/file"))
 
 
+@pytest.mark.capability("gRPC")
 def test_reflection(running):
     with grpc.insecure_channel(running.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

@@ -100,12 +100,15 @@ def alone(real_engine) -> list[list[int]]:
     return [output.outputs[0].token_ids for output in outputs]
 
 
+@pytest.mark.capability("gRPC")
 def test_two_hundred_streams_all_complete(real, real_engine, alone):
     plans = [Plan(number) for number in range(NUM_STREAMS)]
     assert asyncio.run(follow_all(plans, real.address)) == alone
     wait_until_idle(real_engine)
 
 
+@pytest.mark.capability("abort")
+@pytest.mark.capability("deadlines")
 def test_half_of_them_cut_short_the_others_whole(real, real_engine, alone):
     plans = [
         Plan(number, WAYS[number // 2 % 4], AFTER[number // 8 % 4]) if number % 2 else Plan(number)

@@ -82,6 +82,7 @@ def in_thread(function):
     return results, thread
 
 
+@pytest.mark.capability("drain")
 def test_it_drains(process):
     worker = process()
     with worker.client() as client:
@@ -159,6 +160,7 @@ def test_a_taken_port_is_known_before_anything_is_loaded(process):
     assert "RTPJ-5205 ADDRESS_UNAVAILABLE" in "".join(second.errors)
 
 
+@pytest.mark.capability("health")
 @pytest.mark.parametrize(
     ("option", "words"), [("--die-after", "its loop has ended"), ("--stick-after", "stuck")]
 )

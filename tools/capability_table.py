@@ -40,6 +40,7 @@ ROWS = {  # the name that tests use, and what it means
     "abort": "frees pages at once, even before the request arrives",
     "second start compiles nothing": "and nothing compiles after ready",
     "typed errors": "a bad request ends alone",
+    "fault walls": "a fault of ours ends the request it is about, and no other",
     "gRPC": "unary and streams, tokenize, score, reflection",
     "health": "means progress, not only a process",
     "TLS and tokens": "TLS, mTLS, bearer tokens",

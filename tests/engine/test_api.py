@@ -159,6 +159,7 @@ def test_chat_renders_the_template(engine):
     assert len(engine.chat([messages, messages], GREEDY)) == 2
 
 
+@pytest.mark.capability("stop strings")
 def test_stop_strings_cut_text_and_ids(engine):
     params = SamplingParams(temperature=1.0, seed=1, max_tokens=60, ignore_eos=True, logprobs=1)
     (free,) = engine.generate("The scheduler", params)

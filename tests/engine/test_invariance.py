@@ -83,6 +83,7 @@ def test_preemption(tiny_model, program_cache):
             check_idle(engine)
 
 
+@pytest.mark.capability("deterministic")
 def test_bfloat16_deterministic(tiny_model, program_cache):
     options = {"dtype": "bfloat16", "deterministic": True}
     with small_engine(tiny_model, program_cache, **options) as engine:
@@ -92,7 +93,7 @@ def test_bfloat16_deterministic(tiny_model, program_cache):
         check_idle(engine)
 
 
-@pytest.mark.capability("nothing compiles after ready")
+@pytest.mark.capability("second start compiles nothing")
 def test_five_hundred_mixed_requests_compile_nothing(tiny_model, program_cache):
     with small_engine(tiny_model, program_cache) as engine:
         outputs = run_together(engine, cases(500, seed=1))

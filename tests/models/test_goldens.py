@@ -118,6 +118,10 @@ def assert_close(actual: np.ndarray, arrays: dict, rows: slice, tolerance: float
     np.testing.assert_allclose(logsumexp, arrays["logsumexp"][rows], atol=tolerance * largest)
 
 
+@pytest.mark.capability("Llama")
+@pytest.mark.capability("Mistral")
+@pytest.mark.capability("Qwen")
+@pytest.mark.capability("rope scaling")
 @pytest.mark.parametrize("name", CASES)
 def test_float32_agrees_with_transformers(name, tmp_path):
     config, _, seed, arrays = golden(name)
@@ -139,6 +143,7 @@ def test_float32_agrees_with_transformers(name, tmp_path):
     assert run.step._cache_size() == 1  # one program served prefill and decode
 
 
+@pytest.mark.capability("bfloat16")
 @pytest.mark.parametrize("name", BFLOAT16_CASES)
 def test_bfloat16_agrees_within_its_precision(name, tmp_path):
     config, _, seed, arrays = golden(name)

@@ -34,6 +34,7 @@ def chi_square_p(statistic: float, freedom: int) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
+@pytest.mark.capability("sampling")
 @pytest.mark.parametrize("number", range(len(SETTINGS)))
 def test_draws_follow_the_distribution(number):
     options = SETTINGS[number]

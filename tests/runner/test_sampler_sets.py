@@ -56,6 +56,7 @@ def random_case(random: np.random.Generator, rows: int, vocab: int):
     return logits.astype(np.float32), options | {"top_ks": ks.astype(np.int32)}
 
 
+@pytest.mark.capability("sampling")
 @pytest.mark.parametrize(("vocab", "rows", "rounds"), [(1000, 250, 16), (4096, 250, 4)])
 def test_five_thousand_random_rows_keep_what_the_oracle_keeps(vocab, rows, rounds):
     random = np.random.default_rng(vocab)

@@ -113,6 +113,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     simulation.run()
 
 
+@pytest.mark.capability("priorities")
 def test_lower_priorities_go_first_and_waiting_improves_them():
     simulation = Simulation(max_num_seqs=1, ageing_s=1.0)
     for name, priority in (("low", 5), ("high", 0), ("middle", 2)):

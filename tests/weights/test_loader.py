@@ -34,6 +34,7 @@ def check(loaded, source, dtype=np.float32):
         np.testing.assert_array_equal(np.asarray(array), wanted[path], err_msg=path)
 
 
+@pytest.mark.capability("safetensors")
 @pytest.mark.parametrize("num_files", [1, 2, 5])
 @pytest.mark.parametrize("block_bytes", [61, 4096, 1 << 24])
 def test_a_checkpoint_of_any_files_comes_out(tmp_path, num_files, block_bytes):
@@ -48,6 +49,7 @@ def test_tensors_may_lie_in_any_order(tmp_path, seed):
     check(load(tmp_path, table(), parameters(), block_bytes=1000 + seed), source)
 
 
+@pytest.mark.capability("safetensors")
 @pytest.mark.parametrize("target", DTYPES)
 @pytest.mark.parametrize("source", DTYPES)
 def test_floats_are_rounded_to_the_dtype_of_the_model(tmp_path, source, target):

@@ -1,4 +1,4 @@
-"""What does one training step see?  Rows of packed documents, half of them text, half tasks.
+"""What does one training step see?  Rows of packed documents, some text, some tasks.
 
 Step `n` is a function of (seed, n) alone, so that an interrupted run goes on exactly where it
 stopped.  Tasks come plain or as conversations of a few turns; only their answers weigh much in
@@ -13,20 +13,60 @@ import sentencepiece
 from tools.rtp_tiny.tasks import draw_task, render
 from tools.rtp_tiny.tokenizer import BOS_ID, END_ID, EOS_ID, PAD_ID
 
-TEXT_SHARE = 0.5
 QUESTION_WEIGHT = 0.05
 ANSWER_WEIGHT = 3.0
 BOS_SHARE = 0.25
 CHAT_SHARE = 0.6
-MIXTURE = {
-    "recall": 0.26,
-    "copy": 0.16,
-    "sum": 0.18,
-    "difference": 0.06,
-    "json_write": 0.15,
-    "json_read": 0.11,
-    "docstring": 0.07,
-    "greeting": 0.01,
+
+
+class Mixture(NamedTuple):
+    """The share of rows that are text, and of each kind among the tasks."""
+
+    text_share: float
+    task_shares: dict[str, float]
+
+
+# The first mixture teaches the language, the others what it left weak: sums, recall, docstrings.
+MIXTURES = {
+    0: Mixture(
+        text_share=0.5,
+        task_shares={
+            "recall": 0.26,
+            "copy": 0.16,
+            "sum": 0.18,
+            "difference": 0.06,
+            "json_write": 0.15,
+            "json_read": 0.11,
+            "docstring": 0.07,
+            "greeting": 0.01,
+        },
+    ),
+    1000: Mixture(
+        text_share=0.2,
+        task_shares={
+            "recall": 0.25,
+            "copy": 0.08,
+            "sum": 0.36,
+            "difference": 0.05,
+            "json_write": 0.05,
+            "json_read": 0.08,
+            "docstring": 0.12,
+            "greeting": 0.01,
+        },
+    ),
+    1300: Mixture(
+        text_share=0.125,
+        task_shares={
+            "recall": 0.40,
+            "copy": 0.04,
+            "sum": 0.27,
+            "difference": 0.04,
+            "json_write": 0.03,
+            "json_read": 0.09,
+            "docstring": 0.12,
+            "greeting": 0.01,
+        },
+    ),
 }
 
 
@@ -65,12 +105,13 @@ def make_batch(
     """Build the batch of one step from key = (seed, step)."""
     rng = np.random.default_rng(key)
     lengths = np.array([len(text) for text in texts], float)
+    mixture = MIXTURES[max(start for start in MIXTURES if start <= key[1])]
     filled = []
     for row in range(rows):
-        if row < rows * TEXT_SHARE:
+        if row < round(rows * mixture.text_share):
             filled.append(_text_row(rng, texts, lengths / lengths.sum(), length))
         else:
-            filled.append(_task_row(rng, tokenizer, length))
+            filled.append(_task_row(rng, tokenizer, mixture.task_shares, length))
     return Batch(*(np.stack(arrays) for arrays in zip(*filled, strict=True)))
 
 
@@ -89,18 +130,23 @@ def _text_row(
 
 
 def _task_row(
-    rng: np.random.Generator, tokenizer: sentencepiece.SentencePieceProcessor, length: int
+    rng: np.random.Generator,
+    tokenizer: sentencepiece.SentencePieceProcessor,
+    shares: dict[str, float],
+    length: int,
 ) -> Batch:
     documents, missing = [], length + 1
     while missing > 0:
-        document = task_document(rng, tokenizer)
+        document = task_document(rng, tokenizer, shares)
         documents.append(document)
         missing -= len(document.tokens)
     return _packed(documents, length)
 
 
 def task_document(
-    rng: np.random.Generator, tokenizer: sentencepiece.SentencePieceProcessor
+    rng: np.random.Generator,
+    tokenizer: sentencepiece.SentencePieceProcessor,
+    shares: dict[str, float],
 ) -> Document:
     """Draw a plain task, or a conversation of one to three tasks."""
     tokens, weights = [], []
@@ -109,7 +155,7 @@ def task_document(
     chat = rng.random() < CHAT_SHARE
     num_turns = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])) if chat else 1
     for _ in range(num_turns):
-        kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        kind = str(rng.choice(list(shares), p=list(shares.values())))
         prompt, completion = render(draw_task(kind, rng), chat=chat)
         question = tokenizer.encode(prompt)
         answer = [*tokenizer.encode(completion), END_ID if chat else EOS_ID]

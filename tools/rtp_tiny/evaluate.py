@@ -131,7 +131,7 @@ def main() -> None:
     """Evaluate the model in rtp_jax/assets and write its `eval.json`."""
     config, params = read_params(ASSETS)
     tokenizer = load_tokenizer(ASSETS / "tokenizer.model")
-    report = evaluate(params, config, tokenizer, num_cases=512)
+    report = evaluate(params, config, tokenizer, num_cases=256)
     Path(ASSETS / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import sentencepiece
 from jax import Array
 
@@ -27,24 +28,26 @@ from tools.rtp_tiny.optimizer import TrainState, init_state, update
 from tools.rtp_tiny.tokenizer import load_tokenizer, train_tokenizer
 
 SEED = 0
-NUM_STEPS = 3200
-DECAY_FROM_STEP = 1600
-WARMUP_STEPS = 30
-TOKENS_PER_STEP = 4096
-# From these steps on, rows are this long: short rows are cheap, long ones teach distance.
-ROW_LENGTHS = {0: 256, 3000: 512}
-LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 20, 100, 400
+NUM_STEPS = 1900
+# The share of the learning rates at some steps; it changes linearly between them.
+RATES = {
+    0: 0.033,
+    29: 1.0,
+    800: 1.0,
+    1000: 0.5556,
+    1180: 0.5556,
+    1300: 0.2778,
+    1320: 0.5556,
+    1600: 0.5556,
+    NUM_STEPS: 0.0,
+}
+ROWS, ROW_LENGTH = 16, 256
+LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 20, 100, 600
 
 
 def rate_scale(step: int) -> float:
-    """Return the share of the learning rates: warm up, hold, then fall linearly to zero."""
-    falling = (NUM_STEPS - step) / (NUM_STEPS - DECAY_FROM_STEP)
-    return min(1.0, (step + 1) / WARMUP_STEPS, falling)
-
-
-def row_length(step: int) -> int:
-    """Return the length of rows at a step."""
-    return ROW_LENGTHS[max(start for start in ROW_LENGTHS if start <= step)]
+    """Return the share of the learning rates: warm up, hold, then fall to zero."""
+    return float(np.interp(step, list(RATES), list(RATES.values())))
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="state")
@@ -86,9 +89,7 @@ def train(work: Path) -> None:
     state = load_checkpoint(work) or init_state(config, SEED)
     started, first_step = time.perf_counter(), int(state.step)
     for step in range(first_step, NUM_STEPS):
-        length = row_length(step)
-        rows = TOKENS_PER_STEP // length
-        batch = make_batch(tokenizer, texts, key=(SEED, step), rows=rows, length=length)
+        batch = make_batch(tokenizer, texts, key=(SEED, step), rows=ROWS, length=ROW_LENGTH)
         state, report = train_step(state, config, batch, jnp.float32(rate_scale(step)))
         done = step + 1
         if done % LOG_EVERY == 0 or done == NUM_STEPS:

@@ -1,4 +1,4 @@
-"""How is rtp-tiny trained?  On two CPU cores, in about forty minutes, always to the same end.
+"""How is rtp-tiny trained?  On two CPU cores, in under an hour, by fixed steps.
 
 The number of steps, the data of each step and the learning rates are fixed by constants, so a run
 can stop at any checkpoint and go on.  Read `batches.py` for the data, `model.py` for the model.

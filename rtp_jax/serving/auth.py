@@ -6,6 +6,7 @@ names none is an error, never an open door.
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from grpc import aio
 from rtp_jax.errors import InvalidArgument, Unauthenticated
 from rtp_jax.serving.status import code_of, message_of, trailers
 
+logger = logging.getLogger("rtp_jax.requests")
 HEALTH = "/grpc.health.v1.Health/"
 SCHEME = "bearer "
 MAX_FILE_BYTES = 1 << 20
@@ -67,7 +69,10 @@ class BearerAuth(aio.ServerInterceptor):
         if details.method.startswith(HEALTH) or handler is None:
             return handler
         error = self.obstacle(dict(details.invocation_metadata or ()))
-        return handler if error is None else refusing(handler, error)
+        if error is None:
+            return handler
+        logger.info("%s refused: %s %s", details.method, error.id, error.name)
+        return refusing(handler, error)
 
     def obstacle(self, metadata: dict) -> Unauthenticated | None:
         """Say why a caller is not let in, or return None."""

@@ -1,6 +1,7 @@
 """`rtp-jax serve`: a model over gRPC, until a signal."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,11 @@ from rtp_jax.serving.local_engine import start_engine
 from rtp_jax.serving.logs import log_to_stderr
 from rtp_jax.serving.settings import Settings
 from rtp_jax.serving.worker import Worker
+
+# The engine's thread shares the interpreter with the loop of gRPC and needs it a few times a step.
+# With Python's 5 ms it waits for a whole burst of messages: 200 streams of a tiny model on 2 cores
+# took 9.2 ms between tokens in the engine, and 5.5 ms (as without gRPC) with this.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def serve(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
@@ -23,9 +29,10 @@ def serve(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     if parsed.print_config:
         print(settings.describe())
         return 0
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     code = worker_of(settings).run()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     os._exit(code)
 
 
@@ -33,10 +40,10 @@ def worker_of(settings: Settings) -> Worker:
     """Check all settings, and put a worker together."""
     server, stall_timeout_s = settings.server(), settings.of["stall_timeout_s"].value
     settings.engine_options()
+    _ = settings.model
     assert isinstance(stall_timeout_s, int | float)
     log_to_stderr(as_json=server.json_logs)
-    name = settings.of["served_model_name"].value or settings.model.rstrip("/").rpartition("/")[2]
-    metrics = Metrics(model_name=str(name), vllm_names=server.metrics_compat == "vllm")
+    metrics = Metrics(vllm_names=server.metrics_compat == "vllm")
     return Worker(
         config=server,
         build=lambda: start_engine(settings, say, metrics),
@@ -47,5 +54,6 @@ def worker_of(settings: Settings) -> Worker:
 
 
 def say(line: str) -> None:
-    """Show progress at once, even through a pipe."""
-    print(line, flush=True)
+    """Show progress at once, even through a pipe; whoever closed it is not interested."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)

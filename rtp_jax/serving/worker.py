@@ -94,6 +94,7 @@ class _Life:
         engine = built.result()
         seconds = await canary(engine)
         info = engine.info
+        self._worker.metrics.model_name = info.name
         self._worker.metrics.cache_config = {  # vLLM's labels, which gateways read
             "block_size": str(info.page_size),
             "num_gpu_blocks": str(info.num_pages),

@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,24 @@ def main() -> int:
 
 def run(command: Sequence[str], cases: Sequence[Mapping]) -> int:
     """Start a server, ask it, end it; return 0 if enough was right and the server ended well."""
-    # A session of its own: Ctrl-C is ours, and reaches the server as one SIGTERM.
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with tempfile.TemporaryFile("w+") as log:  # shown only if something fails
+        # A session of its own: Ctrl-C is ours, and reaches the server as one SIGTERM.
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+        num_right, code = 0, 1
+        try:
+            num_right, code = _use(server, cases)
+        finally:
+            if code != 0:
+                log.seek(0)
+                print(log.read(), file=sys.stderr)
+    print(f"server ended with exit code {code}", flush=True)
+    return 0 if num_right >= ENOUGH * len(cases) and code == 0 else 1
+
+
+def _use(server: subprocess.Popen, cases: Sequence[Mapping]) -> tuple[int, int]:
+    """Ask a server and end it; return how much was right, and the server's exit code."""
     assert server.stdout is not None
     num_right, shown = 0, threading.Thread(target=_show, args=(server.stdout,), daemon=True)
     try:
@@ -52,8 +69,7 @@ def run(command: Sequence[str], cases: Sequence[Mapping]) -> int:
         if shown.is_alive():
             shown.join()
         server.stdout.close()
-    print(f"server ended with exit code {code}", flush=True)
-    return 0 if num_right >= ENOUGH * len(cases) and code == 0 else 1
+    return num_right, code
 
 
 def _ask_all(address: str, server: subprocess.Popen, cases: Sequence[Mapping]) -> int:

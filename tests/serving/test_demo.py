@@ -35,5 +35,6 @@ def test_too_few_right_answers(capfd):
 def test_a_server_that_cannot_start(capfd):
     with pytest.raises(SystemExit, match="exit code 1"):
         demo.run([*COMMAND, "--fail"], [RIGHT])
+    assert "RTPJ-9999 NO_DEVICE" in capfd.readouterr().err
     with pytest.raises(SystemExit, match="ended before it listened"):
         demo.run([sys.executable, "-c", "print('no')"], [RIGHT])

@@ -30,6 +30,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny-qwen3")
 
 
+@pytest.fixture(scope="session")
+def program_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the engines of this session keep their programs: each compiles once."""
+    return tmp_path_factory.mktemp("programs")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--results`."""
     parser.addoption("--results", type=Path, help="write a JSON record of the run to this file")

@@ -28,6 +28,21 @@ class Delta:
     delivered_s: float = 0.0
 
 
+def joined(earlier: Delta, later: Delta) -> Delta:
+    """Put two deltas of one completion together, for a reader that has seen neither."""
+    both = replace(
+        later, text=earlier.text + later.text, token_ids=earlier.token_ids + later.token_ids
+    )
+    if earlier.logprobs is not None:
+        both.logprobs = earlier.logprobs + (later.logprobs or [])
+        both.cumulative_logprob = (earlier.cumulative_logprob or 0.0) + (
+            later.cumulative_logprob or 0.0
+        )
+    if earlier.prompt_logprobs is not None:
+        both.prompt_logprobs = earlier.prompt_logprobs + (later.prompt_logprobs or [])
+    return both
+
+
 class Collector:
     """Puts the deltas of a request together, on the reader's side."""
 

@@ -18,7 +18,13 @@ from rtp_jax.engine.build import build
 from rtp_jax.engine.info import Loads, ModelInfo
 from rtp_jax.engine.loop import ResetPrefixCache
 from rtp_jax.engine.readers import LoopReader, QueueReader
-from rtp_jax.engine.requests import Prompt, match_params, parse_prompt, parse_prompts
+from rtp_jax.engine.requests import (
+    Prompt,
+    check_salt,
+    match_params,
+    parse_prompt,
+    parse_prompts,
+)
 from rtp_jax.engine.scoring import Scoring, score_requests
 from rtp_jax.engine.submission import Submission
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
@@ -199,7 +205,7 @@ class Engine:
         """
         parsed = parse_prompt(prompt)
         if cache_salt:
-            parsed = replace(parsed, cache_salt=cache_salt)
+            parsed = replace(parsed, cache_salt=check_salt(cache_salt))
         loop = asyncio.get_running_loop()
         request = await self._build_async(
             parsed,

@@ -14,8 +14,8 @@ from rtp_jax.serving.settings import Settings
 from rtp_jax.serving.worker import Worker
 
 # The engine's thread shares the interpreter with the loop of gRPC and needs it a few times a step.
-# With Python's 5 ms it waits for a whole burst of messages: 200 streams of a tiny model on 2 cores
-# took 9.2 ms between tokens in the engine, and 5.5 ms (as without gRPC) with this.
+# With the 5 ms that Python gives by default it waits for a whole burst of messages; see
+# `bench/stream_cost.py`.
 SWITCH_INTERVAL_S = 0.0005
 
 

@@ -1,14 +1,8 @@
-"""One folder of compiled programs for all tests of a session, and one engine for most of them."""
+"""One engine on the tiny model for most tests of the API."""
 
 import pytest
 
 from tests.engine.workload import check_idle, small_engine
-
-
-@pytest.fixture(scope="session")
-def program_cache(tmp_path_factory):
-    """Where engines of this session keep their programs."""
-    return tmp_path_factory.mktemp("programs")
 
 
 @pytest.fixture(scope="module")

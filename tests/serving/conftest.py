@@ -33,12 +33,6 @@ def client(running: Running) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def program_cache(tmp_path_factory):
-    """Where the real engines of these tests keep their programs."""
-    return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(scope="session")
 def real_engine(tiny_model, program_cache):
     """Return a real engine on the tiny model; what a test leaves behind fails the session."""
     with small_engine(tiny_model, program_cache, served_model_name="fake") as engine:

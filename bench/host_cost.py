@@ -1,6 +1,6 @@
 """What does a step cost on the host, beside the device, at 64 live sequences?
 
-    python bench/host_cost.py [--model rtp-tiny] [--json FILE]
+    python -m bench.host_cost [--model rtp-tiny] [--json FILE]
 
 The engine's thread schedules, prepares, dispatches and commits; its CPU clock says how much of a
 core that takes for each step.  Waiting for the device costs no CPU time.  The split is wall time,
@@ -8,13 +8,11 @@ from the engine's own metrics, means.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import threading
 import time
-from importlib import metadata
 
+from bench.record import write_record
 from rtp_jax import Engine, SamplingParams
 from rtp_jax.metrics import PHASES
 
@@ -59,15 +57,8 @@ def main() -> None:
         low, high = min(r[key] for r in rounds), max(r[key] for r in rounds)
         print(f"{key:20} {value:7.3f} ms per step   [{low:.3f}, {high:.3f}]")
     if arguments.json:
-        record = {
-            "bench": "host_cost",
-            "machine": platform.processor() or platform.machine(),
-            "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
-            "sequences": NUM_SEQUENCES,
-            "milliseconds_per_step": medians,
-        }
-        with open(arguments.json, "w") as file:
-            json.dump(record, file, indent=1)
+        figures = {"sequences": NUM_SEQUENCES, "milliseconds_per_step": medians}
+        write_record(arguments.json, "host_cost", ("jax", "jaxlib", "numpy"), figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What do 200 gRPC streams cost beside the engine alone?  Time per output token, as a ratio.
 
-    python bench/stream_cost.py [--model rtp-tiny] [--json FILE]
+    python -m bench.stream_cost [--model rtp-tiny] [--json FILE]
 
 The same requests run through `Engine` in this process and through `rtp-jax serve` in another, in
 turns.  TPOT of a request is (last - first token) / (tokens - 1), on the reader's side; a round's
@@ -9,14 +9,12 @@ figure is the median over its requests, the result the median of the rounds' rat
 
 import argparse
 import asyncio
-import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib import metadata
 
+from bench.record import write_record
 from rtp_jax import Engine, SamplingParams
 from rtp_jax.sampling_params import OutputKind
 from rtp_jax.serving.async_client import AsyncClient
@@ -107,15 +105,8 @@ def main() -> None:
     ratio = statistics.median(served / alone for alone, served in rounds)
     print(f"median ratio {ratio:.3f}")
     if arguments.json:
-        record = {
-            "bench": "stream_cost",
-            "machine": platform.processor() or platform.machine(),
-            "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "grpcio")},
-            "rounds_s_per_token": rounds,
-            "median_ratio": ratio,
-        }
-        with open(arguments.json, "w") as file:
-            json.dump(record, file, indent=1)
+        figures = {"rounds_s_per_token": rounds, "median_ratio": ratio}
+        write_record(arguments.json, "stream_cost", ("jax", "jaxlib", "grpcio"), figures)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ class SchedulerConfig:
     max_prefill_chunk: int | None = knob(
         None, "tokens of one prompt in one step; None: max_num_batched_tokens", low=1
     )
-    max_waiting: int = knob(1024, "requests that may wait; more are refused", low=0)
+    max_waiting: int = knob(1024, "sequences that may wait; more are refused", low=0)
     ageing_s: float = knob(
         10.0, "seconds of waiting that are worth one level of priority; 0: never", low=0
     )
@@ -113,9 +113,6 @@ class RunnerConfig:
     attention: str = knob("auto", "implementation of paged attention, by name")
     dump_failed: str | None = knob(
         None, "folder for a record of each request that fails by our fault: ids, options, versions"
-    )
-    stall_timeout_s: float = knob(
-        60.0, "a step that takes longer turns health to NOT_SERVING", low=0.1
     )
 
 
@@ -139,6 +136,9 @@ class ServerConfig:
     reflection: bool = knob(True, "serve gRPC reflection")
     max_message_bytes: int = knob(64 << 20, "largest gRPC message", low=1024, high=1 << 30)
     max_request_s: float = knob(3600.0, "longest deadline that a request may have", low=0.001)
+    stall_timeout_s: float = knob(
+        60.0, "a step that takes longer turns health to NOT_SERVING", low=0.1
+    )
     drain_timeout_s: float = knob(30.0, "how long SIGTERM waits for running requests", low=0)
     json_logs: bool = knob(False, "log lines as JSON")
 
@@ -236,6 +236,11 @@ def program_cache(runner: RunnerConfig) -> Path | None:
     if runner.compile_cache is None:
         return Path(_cache_home()) / "rtp_jax" / "programs"
     return Path(runner.compile_cache) if runner.compile_cache else None
+
+
+def compiler_flags() -> str:
+    """Read what is handed to XLA besides the program, as it shapes what comes out."""
+    return os.environ.get("XLA_FLAGS", "")
 
 
 def _cache_home() -> str:

@@ -208,11 +208,6 @@ class Metrics:
             seen["request_prefill_time_seconds"].observe(request.first_token_s - request.queue_s)
             seen["request_decode_time_seconds"].observe(request.total_s - request.first_token_s)
 
-    def on_prefix_lookup(self, *, num_queried: int, num_hit: int) -> None:
-        """Count prompt tokens that were looked up in the prefix cache, and those found."""
-        self.prefix_cache_queries += num_queried
-        self.prefix_cache_hits += num_hit
-
     def on_compile(self, *, seconds: float) -> None:
         """Count a program that was compiled, and raise the alarm if the engine was ready."""
         self.compiles += 1

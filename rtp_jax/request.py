@@ -177,3 +177,4 @@ class TokenOutput:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     admitted_s: float | None = None
+    request: Request | None = None  # whose output it is, because an id may be used again

@@ -11,6 +11,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rtp_jax.errors import InvalidArgument, Unimplemented
 
@@ -59,7 +60,7 @@ class SamplingParams:
     min_p: float = 0.0  # in [0, 1]: drop tokens below min_p times the largest probability
     presence_penalty: float = 0.0  # in [-2, 2], of output tokens
     frequency_penalty: float = 0.0  # in [-2, 2], of output tokens
-    repetition_penalty: float = 1.0  # > 0, of prompt and output tokens
+    repetition_penalty: float = 1.0  # in [0.001, 1000], of prompt and output tokens
     seed: int | None = None  # None or -1: the engine picks one
     stop: str | Sequence[str] | None = None  # text is cut before the first match
     stop_token_ids: Sequence[int] | None = None
@@ -125,7 +126,7 @@ class SamplingParams:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 1e4, open_low=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
         _check_int("seed", self.seed, -(2**63), 2**64 - 1, optional=True)
@@ -143,8 +144,11 @@ class SamplingParams:
         object.__setattr__(self, "output_kind", OutputKind(kind))
 
     def _check_lists(self) -> None:
-        _check_strings("stop", self.stops, MAX_STOPS, MAX_STOP_CHARS)
-        _check_strings("bad_words", self.bad_words or (), MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
+        if self.stop is not None:
+            stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+            _check_strings("stop", stop, MAX_STOPS, MAX_STOP_CHARS)
+        if self.bad_words is not None:
+            _check_strings("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
         _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         _check_ids("logprob_token_ids", self.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
         _check_ids("allowed_token_ids", self.allowed_token_ids, None)
@@ -156,6 +160,11 @@ class SamplingParams:
             _check_ids("logit_bias", list(self.logit_bias), MAX_LOGIT_BIAS)
             for token_id, bias in self.logit_bias.items():
                 _check_float(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+            plain = {int(token_id): float(bias) for token_id, bias in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", plain)
+        for name in _LISTS:  # copies: what was checked cannot change afterwards
+            if (values := _value(self, name)) is not None and not isinstance(values, str):
+                object.__setattr__(self, name, tuple(values))
 
     def _check_combinations(self) -> None:
         if self.n > 1 and self.greedy:
@@ -168,6 +177,7 @@ class SamplingParams:
             raise _bad("truncate_prompt_tokens", 0, "None, -1 or at least 1")
 
 
+_LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids", "logprob_token_ids")
 _BOOLS = (
     "ignore_eos",
     "include_stop_str_in_output",
@@ -196,7 +206,7 @@ def _bad(name: str, value: object, allowed: str) -> InvalidArgument:
     )
 
 
-def _value(params: SamplingParams, name: str) -> object:
+def _value(params: SamplingParams, name: str) -> Any:
     return object.__getattribute__(params, name)
 
 

@@ -49,7 +49,7 @@ def test_a_step_and_a_request_are_counted():
     metrics.on_step(PREFILL, now_s=1.0)
     metrics.on_step(STEP, now_s=1.005)
     metrics.on_request_finished(REQUEST)
-    metrics.on_prefix_lookup(num_queried=90, num_hit=64)
+    metrics.prefix_cache_queries, metrics.prefix_cache_hits = 90, 64
     metrics.set_loads(
         num_running=12, num_waiting=3, num_pages=100, num_free_pages=30, num_cached_pages=20
     )

@@ -111,10 +111,6 @@ class Delivery:
         """Register a request before it reaches the scheduler."""
         self._open[request.id] = live
 
-    def forget(self, request_id: str) -> None:
-        """Drop a request that never reached the scheduler."""
-        self._open.pop(request_id, None)
-
     def put(self, outputs: list[TokenOutput]) -> None:
         """Take the outputs of a step, from the engine's thread; never blocks."""
         if outputs:
@@ -125,24 +121,45 @@ class Delivery:
         """Requests that have not ended."""
         return len(self._open)
 
+    @property
+    def alive(self) -> bool:
+        """True while the thread delivers."""
+        return self._thread.is_alive()
+
+    def end_rest(self, error: RtpError) -> None:
+        """End every request that is still open: nobody else will any more."""
+        for live in list(self._open.values()):
+            self.put(
+                [_end_of(live.request, index, error) for index in range(live.request.params.n)]
+            )
+
     def close(self) -> None:
-        """Deliver what is queued, then end the thread."""
+        """Deliver what is queued, then end the thread; may be called again."""
         self._steps.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (outputs := self._steps.get()) is not None:
-            readers = {}
+            readers: dict[int, Reader] = {}
             for output in outputs:
-                live = self._open.get(output.request_id)
-                if live is None or output.index in live.ended:
-                    continue  # surplus of a step that ran ahead of a stop string
-                delta = self._delta(live, output)
-                self._count(live, delta)
-                live.reader.put(delta)
-                readers[id(live.reader)] = live.reader
+                with _guarded(output.request_id):
+                    self._hand_over(output, readers)
             for reader in readers.values():
-                reader.flush()
+                with _guarded("of a reader"):
+                    reader.flush()
+
+    def _hand_over(self, output: TokenOutput, readers: dict[int, Reader]) -> None:
+        live = self._open.get(output.request_id)
+        if live is None or output.index in live.ended:
+            return  # surplus of a step that ran ahead of a stop string
+        if output.request is not None and output.request is not live.request:
+            return  # surplus of an earlier request with the same id
+        delta = self._delta(live, output)
+        try:
+            self._count(live, delta)
+        finally:  # the reader gets it whatever logs and records may do
+            readers[id(live.reader)] = live.reader
+            live.reader.put(delta)
 
     def _delta(self, live: Open, output: TokenOutput) -> Delta:
         """Make the delta of one completion; a fault in its text ends this completion alone."""
@@ -173,7 +190,8 @@ class Delivery:
         if piece.stopped is None and delta.finish_reason is not None:
             last = assembler.finish()
             delta.text += last.text
-            delta.stop_reason = last.stopped or delta.stop_reason
+            if last.stopped is not None and delta.finish_reason == FinishReason.LENGTH:
+                delta.finish_reason, delta.stop_reason = FinishReason.STOP, last.stopped
         elif piece.stopped is not None:
             delta.token_ids = ids[: piece.num_tokens]
             delta.finish_reason, delta.stop_reason = FinishReason.STOP, piece.stopped
@@ -185,7 +203,7 @@ class Delivery:
             kept = output.logprobs[: len(delta.token_ids)]
             delta.logprobs = [_readable(entry, live.token_text) for entry in kept]
             delta.cumulative_logprob = sum(entry.logprob for entry in kept)
-        if output.prompt_logprobs is not None:
+        if output.prompt_logprobs is not None and output.index == 0:  # the others' are the same
             delta.prompt_logprobs = [
                 _readable(entry, live.token_text) for entry in output.prompt_logprobs
             ]
@@ -225,6 +243,21 @@ def request_wall(
                 f" ({type(error).__name__}); other requests go on. The log has the trace."
             )
         )
+
+
+@contextmanager
+def _guarded(request_id: str) -> Iterator[None]:
+    """Keep the thread that serves everybody alive, whatever a reader or a record does."""
+    try:
+        yield
+    except Exception:
+        logger.exception("delivery of request %s failed", request_id)
+
+
+def _end_of(request: Request, index: int, error: RtpError) -> TokenOutput:
+    return TokenOutput(
+        request.id, index, [], finish_reason=FinishReason.ABORT, error=error, request=request
+    )
 
 
 def reraise(error: RtpError) -> None:

@@ -16,12 +16,14 @@ from rtp_jax.engine.loop import EngineLoop, StepTimes, Stop
 from rtp_jax.engine.records import Records
 from rtp_jax.engine.requests import RequestBuilder
 from rtp_jax.engine.submission import Submission
+from rtp_jax.errors import FailedPrecondition, Unavailable
 from rtp_jax.metrics import Metrics
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.runner.buckets import lattice
 from rtp_jax.runner.device import DeviceFacts, find_device
 from rtp_jax.runner.memory_plan import MemoryPlan, ModelMemory, plan_memory
+from rtp_jax.runner.programs import make_private
 from rtp_jax.runner.runner import Runner
 from rtp_jax.runner.start import RunnerPlan, start_runner
 from rtp_jax.sampling_params import SamplingParams
@@ -34,6 +36,7 @@ from rtp_jax.weights.fingerprint import fingerprint
 from rtp_jax.weights.locate import find_model
 
 Progress = Callable[[str], None]
+ENDED = Unavailable("RTPJ-4007 ENGINE_CLOSED: the engine was closed before the request ended.")
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
 
@@ -54,8 +57,9 @@ class Parts:
 
     def close(self) -> None:
         """End the threads, in the direction of the tokens, and free the device."""
-        self.submission.draining = True
+        self.submission.stop()
         self.loop.close()
+        self.delivery.end_rest(ENDED)
         self.delivery.close()
         self.runner.close()
 
@@ -76,6 +80,8 @@ class Decided:
     kv_dtype: str
     memory: MemoryPlan
     tokenizer: Tokenizer | None
+    templates: dict[str, ChatTemplate]
+    default_params: SamplingParams
 
 
 def build(
@@ -86,7 +92,11 @@ def build(
     for line in decided.memory.table().splitlines():
         progress(line)
     runner = start_runner(
-        decided.folder, decided.spec, _runner_plan(config, decided), decided.facts, progress
+        decided.folder,
+        decided.spec,
+        _runner_plan(config, decided, progress),
+        decided.facts,
+        progress,
     )
     metrics = metrics or Metrics(model_name=decided.name)
     parts = _wire(config, decided, runner, metrics)
@@ -129,6 +139,8 @@ def decide(model: str, config: EngineConfig) -> Decided:
             free_device_bytes=facts.free_bytes,
         ),
         tokenizer=tokenizer,
+        templates=load_chat_templates(folder) if tokenizer is not None else {},
+        default_params=default_params(folder),
     )
 
 
@@ -149,7 +161,7 @@ def model_memory(spec: ModelSpec, dtype: str, kv_dtype: str) -> ModelMemory:
     )
 
 
-def _runner_plan(config: EngineConfig, decided: Decided) -> RunnerPlan:
+def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> RunnerPlan:
     scheduler, spec = config.scheduler, decided.spec
     known = spec.vocab_size if decided.tokenizer is None else decided.tokenizer.vocab_size
     return RunnerPlan(
@@ -166,15 +178,83 @@ def _runner_plan(config: EngineConfig, decided: Decided) -> RunnerPlan:
             deterministic=config.model.deterministic,
         ),
         attention=config.runner.attention,
-        compile_cache=program_cache(config.runner),
+        compile_cache=_program_folder(config, progress),
     )
+
+
+def _program_folder(config: EngineConfig, progress: Progress) -> Path | None:
+    """Make the folder of compiled programs; only one that was asked for must be there."""
+    folder = program_cache(config.runner)
+    try:
+        if folder is not None:
+            make_private(folder)
+    except OSError as error:
+        if config.runner.compile_cache is not None:
+            raise FailedPrecondition(
+                f"RTPJ-4108 CACHE_NOT_WRITABLE: compile_cache={str(folder)!r} cannot be made"
+                f" ({error.strerror}). Choose another folder, or '' to keep no programs.",
+                field="compile_cache",
+            ) from error
+        progress(f"compiled programs are not kept: {folder} cannot be made ({error.strerror})")
+        return None
+    return folder
 
 
 def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metrics) -> Parts:
     """Connect scheduler, loop, delivery and the way in."""
-    shapes, tokenizer = runner.shapes, decided.tokenizer
-    print_of_model = fingerprint(decided.folder)
-    scheduler = Scheduler(
+    tokenizer, print_of_model = decided.tokenizer, fingerprint(decided.folder)
+    scheduler = _scheduler(config, decided, runner, print_of_model)
+    records = Records(metrics, scheduler, model=decided.name, dump_failed=config.runner.dump_failed)
+
+    def on_stop(request_id: str, index: int, num_output_tokens: int) -> None:
+        loop.send(Stop(request_id, index, num_output_tokens))
+
+    def on_finished(end: Finished) -> None:
+        submission.left(end.request)
+        records.finished(end)
+
+    def on_step(times: StepTimes) -> None:
+        records.step(times)
+        records.loads(parts.loads())
+
+    delivery = Delivery(on_stop=on_stop, on_finished=on_finished)
+
+    def on_end() -> None:
+        delivery.put(scheduler.abort_all(ENDED))
+        delivery.end_rest(ENDED)
+
+    loop = EngineLoop(scheduler, runner, deliver=delivery.put, record=on_step, on_end=on_end)
+    eos, limits = _eos_ids(decided), _limits(runner)
+    submission = Submission(
+        builder=RequestBuilder(
+            tokenizer=tokenizer, limits=limits, eos_token_ids=eos, seed=config.model.seed
+        ),
+        loop=loop,
+        delivery=delivery,
+        tokenizer=tokenizer,
+        max_open=config.scheduler.max_num_seqs + config.scheduler.max_waiting,
+        record_refusal=records.refused,
+    )
+    parts = Parts(
+        loop=loop,
+        delivery=delivery,
+        submission=submission,
+        scheduler=scheduler,
+        runner=runner,
+        metrics=metrics,
+        info=_info(config, decided, runner, eos, print_of_model),
+        tokenizer=tokenizer,
+        templates=decided.templates,
+        default_params=decided.default_params,
+    )
+    return parts
+
+
+def _scheduler(
+    config: EngineConfig, decided: Decided, runner: Runner, print_of_model: str
+) -> Scheduler:
+    shapes = runner.shapes
+    return Scheduler(
         config.scheduler,
         num_pages=decided.memory.num_pages,
         page_size=shapes.page_size,
@@ -186,51 +266,16 @@ def _wire(config: EngineConfig, decided: Decided, runner: Runner, metrics: Metri
         prefix_caching=config.cache.enable_prefix_caching,
         max_logit_rows=config.scheduler.max_num_seqs,
     )
-    records = Records(metrics, scheduler, model=decided.name, dump_failed=config.runner.dump_failed)
 
-    def on_stop(request_id: str, index: int, num_output_tokens: int) -> None:
-        loop.send(Stop(request_id, index, num_output_tokens))
 
-    def on_finished(end: Finished) -> None:
-        submission.left(end.request.id)
-        records.finished(end)
-
-    def on_step(times: StepTimes) -> None:
-        records.step(times)
-        records.loads(parts.loads())
-
-    delivery = Delivery(on_stop=on_stop, on_finished=on_finished)
-    loop = EngineLoop(scheduler, runner, deliver=delivery.put, record=on_step)
-    eos = _eos_ids(decided)
-    limits = Limits(
+def _limits(runner: Runner) -> Limits:
+    shapes = runner.shapes
+    return Limits(
         max_model_len=shapes.max_model_len,
         vocab_size=shapes.vocab_size,
-        num_pages=decided.memory.num_pages,
+        num_pages=shapes.page_shapes[0][0],
         page_size=shapes.page_size,
     )
-    submission = Submission(
-        builder=RequestBuilder(
-            tokenizer=tokenizer, limits=limits, eos_token_ids=eos, seed=config.model.seed
-        ),
-        loop=loop,
-        delivery=delivery,
-        tokenizer=tokenizer,
-        max_open=config.scheduler.max_num_seqs + config.scheduler.max_waiting,
-    )
-    defaults = default_params(decided.folder)
-    parts = Parts(
-        loop=loop,
-        delivery=delivery,
-        submission=submission,
-        scheduler=scheduler,
-        runner=runner,
-        metrics=metrics,
-        info=_info(config, decided, runner, defaults, eos, print_of_model),
-        tokenizer=tokenizer,
-        templates=load_chat_templates(decided.folder) if tokenizer is not None else {},
-        default_params=defaults,
-    )
-    return parts
 
 
 def _eos_ids(decided: Decided) -> frozenset[int]:
@@ -242,7 +287,6 @@ def _info(
     config: EngineConfig,
     decided: Decided,
     runner: Runner,
-    defaults: SamplingParams,
     eos: frozenset[int],
     print_of_model: str,
 ) -> ModelInfo:
@@ -258,7 +302,7 @@ def _info(
         num_pages=decided.memory.num_pages,
         max_num_seqs=config.scheduler.max_num_seqs,
         eos_token_ids=tuple(sorted(eos)),
-        default_sampling_params=defaults,
+        default_sampling_params=decided.default_params,
         fingerprint=print_of_model,
         epoch=secrets.token_hex(8),
         platform=decided.facts.platform,

@@ -8,7 +8,7 @@ What wires the rooms together is `build.py`; what happens to a token is in `loop
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from rtp_jax.delivery.collector import Collector
 from rtp_jax.engine.build import build
 from rtp_jax.engine.info import Loads, ModelInfo
 from rtp_jax.engine.loop import ResetPrefixCache
-from rtp_jax.engine.readers import LoopReader, QueueReader
+from rtp_jax.engine.readers import LoopHub, Mailbox, QueueReader, Stream
 from rtp_jax.engine.requests import (
     Prompt,
     check_salt,
@@ -62,7 +62,7 @@ class Engine:
         self.metrics: Metrics = parts.metrics
         self.tokenizer: Tokenizer | None = parts.tokenizer
         self.default_sampling_params: SamplingParams = parts.default_params
-        self._loop_readers: dict[asyncio.AbstractEventLoop, LoopReader] = {}
+        self._hubs: dict[asyncio.AbstractEventLoop, LoopHub] = {}
         self._parts = parts
 
     def __enter__(self) -> "Engine":
@@ -129,8 +129,8 @@ class Engine:
         priority: int = 0,
         timeout_s: float | None = None,
         output_kind: OutputKind | str = OutputKind.DELTA,
-    ) -> Iterator[RequestOutput]:
-        """Generate for one prompt and yield outputs as they come; closing the iterator aborts."""
+    ) -> Stream:
+        """Generate for one prompt and yield outputs as they come; closing or dropping it aborts."""
         params = sampling_params or self.default_sampling_params
         request = self._submission.builder.build(
             parse_prompt(prompt),
@@ -141,7 +141,7 @@ class Engine:
         )
         reader = QueueReader()
         self._submission.submit(request, reader)
-        return self._read(request, reader)
+        return Stream(self._read(request, reader), lambda: self._submission.give_up(request))
 
     def chat(
         self,
@@ -227,13 +227,15 @@ class Engine:
         """Like `score`, for an asyncio loop."""
         loop = asyncio.get_running_loop()
         scoring = await asyncio.to_thread(self._scoring, prompt, continuations, deadline_s)
-        outputs = await asyncio.gather(
-            *(self._last(self._read_async(request, loop)) for request in scoring.requests)
-        )
-        for output in outputs:
-            if output.error is not None:
-                raise output.error
-        return scoring.read(outputs)
+        tasks = [
+            asyncio.ensure_future(self._last(self._read_async(request, loop)))
+            for request in scoring.requests
+        ]
+        try:
+            return scoring.read(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # after one that failed, nobody reads the others
+                task.cancel()
 
     def chat_prompt(
         self,
@@ -270,7 +272,7 @@ class Engine:
 
     def stop_admitting(self) -> None:
         """Refuse new requests from now on; the running ones finish."""
-        self._submission.draining = True
+        self._submission.stop()
 
     def loads(self) -> Loads:
         """Say how busy the engine is."""
@@ -278,8 +280,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """True while the engine's loop serves."""
-        return self._parts.loop.alive
+        """True while the engine's threads serve."""
+        return self._parts.loop.alive and self._parts.delivery.alive
 
     def last_progress_s(self) -> float:
         """Return when the loop last turned, on `time.monotonic()`'s clock; idling is progress."""
@@ -304,15 +306,11 @@ class Engine:
             self._submission.builder, parse_prompt(prompt), continuations, deadline_s
         )
 
-    def _read(self, request: Request, reader: QueueReader) -> Iterator[RequestOutput]:
+    def _read(self, request: Request, reader: QueueReader) -> Generator[RequestOutput, None, None]:
         collector = Collector(request, request.params.n)
-        try:
-            while not collector.output.finished:
-                if (output := collector.add(reader.get())) is not None:
-                    yield output
-        finally:
-            if not collector.output.finished:
-                self._submission.abort(request.id)
+        while not collector.output.finished:
+            if (output := collector.add(reader.get())) is not None:
+                yield output
         if collector.output.error is not None:
             raise collector.output.error
 
@@ -325,18 +323,20 @@ class Engine:
     async def _read_async(
         self, request: Request, loop: asyncio.AbstractEventLoop
     ) -> AsyncGenerator[RequestOutput, None]:
-        reader = self._loop_readers.setdefault(loop, LoopReader(loop))
         collector = Collector(request, request.params.n)
-        self._submission.submit(request, reader)
-        deltas = reader.open(request.id)  # nothing arrives before this coroutine waits
+        mailbox = Mailbox(self._hub(loop))
+        self._submission.submit(request, mailbox)
         try:
             while not collector.output.finished:
-                if (output := collector.add(await deltas.get())) is not None:
+                if (output := collector.add(await mailbox.get())) is not None:
                     yield output
         finally:
-            reader.close(request.id)
-            if not collector.output.finished:
-                self._submission.abort(request.id)
+            self._submission.give_up(request)
+
+    def _hub(self, loop: asyncio.AbstractEventLoop) -> LoopHub:
+        for old in [old for old in self._hubs if old.is_closed()]:
+            del self._hubs[old]
+        return self._hubs.setdefault(loop, LoopHub(loop))
 
     async def _last(self, outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
         return [output async for output in outputs][-1]

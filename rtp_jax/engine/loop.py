@@ -131,15 +131,19 @@ class EngineLoop:
         *,
         deliver: Callable[[list[TokenOutput]], None],
         record: Callable[["StepTimes"], None],
+        on_end: Callable[[], None],
     ):
         self.last_progress_s = time.monotonic()
         self._scheduler = scheduler
         self._runner = runner
         self._deliver = deliver
         self._record = record
+        self._on_end = on_end
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._launching: StepPlan | None = None  # a plan whose step is not enqueued yet
         self._suspects: deque[Sequence] = deque()  # of a failed step: each runs alone once
+        self._scheduling = False  # true where an exception is the scheduler's and no step's
+        self._scheduler_faults = 0  # since everybody was last scheduled together
         self._thread = threading.Thread(target=self._run, name="rtp-engine", daemon=True)
 
     def start(self) -> None:
@@ -166,9 +170,11 @@ class EngineLoop:
         in_flight: InFlight | None = None
         self._compiles = self._runner.watch_compiles()
         try:
-            while self._take_messages(wait=in_flight is None):
-                self.last_progress_s = time.monotonic()
+            while True:
                 try:
+                    if not self._take_messages(wait=in_flight is None):
+                        break
+                    self.last_progress_s = time.monotonic()
                     in_flight = self._turn(in_flight)
                 except Exception:
                     logger.exception("a step failed; its requests are retried one by one")
@@ -176,7 +182,7 @@ class EngineLoop:
             if in_flight is not None:
                 in_flight.step.to_host()  # the device may still write to what is about to be freed
         finally:
-            self._deliver(self._scheduler.abort_all())
+            self._on_end()  # however it ended, nobody is left waiting
 
     def _turn(self, in_flight: InFlight | None) -> InFlight | None:
         """Launch one step and commit the one before, so that the device never waits for the host.
@@ -194,8 +200,13 @@ class EngineLoop:
 
     def _launch(self) -> InFlight | None:
         began = time.perf_counter()
+        self._drop_ended_suspects()
         only = self._suspects[0] if self._suspects else None
+        self._scheduling = True
         plan = self._launching = self._scheduler.schedule(time.monotonic(), only=only)
+        self._scheduling = False
+        if only is None:
+            self._scheduler_faults = 0
         if plan is None:
             return None
         scheduled = time.perf_counter()
@@ -253,7 +264,9 @@ class EngineLoop:
         plans = [in_flight.plan if in_flight else None, self._launching]
         involved = [row.sequence for plan in plans if plan for row in plan.rows]
         self._launching = None
-        if not involved:  # it was no step that failed but the scheduling itself
+        self._scheduler_faults += self._scheduling
+        self._scheduling = False
+        if not involved or self._scheduler_faults > 1:  # not a step but the scheduling is at fault
             self._end_everything()
             return None
         alone = len(set(involved)) == 1 and involved[0] in self._suspects
@@ -281,6 +294,7 @@ class EngineLoop:
         self._scheduler.requeue_running()
         self._runner.reset_state()
         self._suspects.clear()
+        self._scheduler_faults = 0
 
     def _refuse(self, request: Request, error: RtpError) -> None:
         """End a request that could not enter the scheduler."""

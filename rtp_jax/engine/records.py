@@ -9,6 +9,7 @@ from rtp_jax.engine.loop import StepTimes
 from rtp_jax.engine.replay import write_record
 from rtp_jax.errors import Internal
 from rtp_jax.metrics import Metrics, RequestStats, StepStats
+from rtp_jax.request import StepRow
 from rtp_jax.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("rtp_jax.requests")
@@ -27,7 +28,7 @@ class Records:
 
     def step(self, times: StepTimes) -> None:
         """Count a committed step; on the engine's thread."""
-        prefill = sum(row.count for row in times.plan.rows if row.token_ids is not None)
+        prefill = sum(row.count for row in times.plan.rows if not _decodes(row))
         tokens = times.plan.num_tokens
         metrics, counters = self._metrics, self._scheduler.counters
         metrics.on_step(
@@ -56,6 +57,10 @@ class Records:
             num_free_pages=loads.num_free_pages,
             num_cached_pages=loads.num_cached_pages,
         )
+
+    def refused(self) -> None:
+        """Count a request that was not admitted."""
+        self._metrics.requests_refused += 1
 
     def finished(self, end: Finished) -> None:
         """Count a request that ended, and log it; on the delivery thread."""
@@ -92,6 +97,10 @@ class Records:
             ),
             "" if end.error is None else f", {end.error.id} {end.error.name}",
         )
+
+
+def _decodes(row: StepRow) -> bool:
+    return row.count == 1 and row.start >= row.sequence.num_prompt
 
 
 def _seconds(*spans: tuple[str, float | None]) -> str:

@@ -29,10 +29,12 @@ def write_record(folder: Path, request: Request, error: RtpError, model: str) ->
         "max_tokens": request.max_tokens,
         "versions": {name: _version(name) for name in PACKAGES},
     }
-    name = hashlib.sha256(request.id.encode()).hexdigest()[:16]  # an id may hold any character
+    name = hashlib.sha256(request.id.encode("utf-8", "replace")).hexdigest()[
+        :16
+    ]  # an id may hold any character
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / f"failed-{name}.json").write_text(json.dumps(record, indent=1))
+        (folder / f"failed-{name}.json").write_text(json.dumps(record, indent=1, default=str))
     except OSError as reason:
         logger.warning("no record of failed request %s: %s", request.id, reason)
 

@@ -7,6 +7,8 @@ call.  Read next: `scheduler/admission.py`.
 
 import hashlib
 import itertools
+import math
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,13 +71,13 @@ def check_salt(salt: object) -> str:
     """Accept None or a short string."""
     if salt is None:
         return ""
-    if not isinstance(salt, str) or len(salt) > MAX_SALT_CHARS:
+    if not _is_text(salt, MAX_SALT_CHARS):
         raise InvalidArgument(
             f"RTPJ-1003 OPTION_INVALID: cache_salt must be a string of at most {MAX_SALT_CHARS}"
-            f" characters, not {_shown(salt)}.",
+            f" characters, without lone surrogates, not {_shown(salt)}.",
             field="cache_salt",
         )
-    return salt
+    return str(salt)
 
 
 def match_params(params: object, num_prompts: int, default: SamplingParams) -> list[SamplingParams]:
@@ -117,6 +119,7 @@ class RequestBuilder:
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._numbers = itertools.count()
+        self._prefix = secrets.token_hex(6)  # ids that nobody can guess, or take by accident
 
     def build(
         self,
@@ -129,7 +132,7 @@ class RequestBuilder:
     ) -> Request:
         """Tokenize, resolve and check a request; a fault of ours in that is its own alone."""
         number, arrival_s = next(self._numbers), time.monotonic()
-        name = f"request-{number}" if request_id is None else _checked_id(request_id)
+        name = f"{self._prefix}-{number}" if request_id is None else _checked_id(request_id)
         eos = self._eos_token_ids
         stops = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos)
         with request_wall(name, "tokenizer", reraise):
@@ -147,7 +150,7 @@ class RequestBuilder:
                 max_tokens=resolve_max_tokens(len(ids), params.max_tokens, self.limits),
                 priority=_checked_priority(priority),
                 arrival_s=arrival_s,
-                deadline_s=deadline_s,
+                deadline_s=_checked_deadline(deadline_s),
                 cache_salt=prompt.cache_salt,
                 reuse_prefix=params.prompt_logprobs is None,
             )
@@ -220,13 +223,35 @@ def _ids(values: object) -> tuple[int, ...]:
 
 
 def _checked_id(request_id: object) -> str:
-    if not isinstance(request_id, str) or not 0 < len(request_id) <= MAX_ID_CHARS:
+    if not request_id or not _is_text(request_id, MAX_ID_CHARS):
         raise InvalidArgument(
             f"RTPJ-1003 OPTION_INVALID: request_id must be a string of 1 to {MAX_ID_CHARS}"
-            f" characters, not {_shown(request_id)}.",
+            f" characters, without lone surrogates, not {_shown(request_id)}.",
             field="request_id",
         )
-    return request_id
+    return str(request_id)
+
+
+def _is_text(value: object, most: int) -> bool:
+    if not isinstance(value, str) or len(value) > most:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _checked_deadline(deadline_s: object) -> float | None:
+    if deadline_s is None:
+        return None
+    if isinstance(deadline_s, int | float) and not isinstance(deadline_s, bool):
+        time_s = float(deadline_s)
+    else:
+        time_s = math.nan
+    if math.isfinite(time_s):
+        return time_s
+    raise InvalidArgument(
+        "RTPJ-1003 OPTION_INVALID: deadline_s must be a finite time on time.monotonic()'s clock"
+        f" or None, not {_shown(deadline_s)}.",
+        field="deadline_s",
+    )
 
 
 def _checked_priority(priority: object) -> int:

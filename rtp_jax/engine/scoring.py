@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rtp_jax.engine.requests import Prompt, RequestBuilder, parse_prompt
-from rtp_jax.errors import InvalidArgument
+from rtp_jax.errors import Cancelled, InvalidArgument
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.request import Request
 from rtp_jax.sampling_params import OutputKind, SamplingParams
@@ -24,6 +24,10 @@ class Scoring:
         return [self._read_one(output) for output in outputs]
 
     def _read_one(self, output: RequestOutput) -> ScoreOutput:
+        if output.error is not None:
+            raise output.error
+        if output.outputs[0].finish_reason == "abort":
+            raise Cancelled(f"RTPJ-4002 ABORTED: request {output.request_id} was aborted.")
         ids = output.prompt_token_ids[self.num_prompt_tokens :]
         assert output.prompt_logprobs is not None
         positions = output.prompt_logprobs[self.num_prompt_tokens :]

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tqdm
@@ -58,6 +59,7 @@ class Submission:
         delivery: Delivery,
         tokenizer: Tokenizer | None,
         max_open: int,
+        record_refusal: Callable[[], None],
     ):
         self.builder = builder
         self.draining = False
@@ -66,40 +68,83 @@ class Submission:
         self._tokenizer = tokenizer
         self._max_open = max_open  # sequences that may run or wait
         self._lock = threading.Lock()
-        self._open: dict[str, int] = {}  # live request id to its number of completions
+        self._open: dict[str, _Entry] = {}  # by request id
         self._aborted: dict[str, float] = {}  # id that is not here yet to when to forget it
+        self._record_refusal = record_refusal
 
     def submit(self, request: Request, reader: Reader) -> None:
         """Admit a request and send it to the loop, or raise."""
+        entry = _Entry(request)
+        try:
+            with self._lock:
+                self._check_open(request)
+                self._open[request.id] = entry
+        except RtpError:
+            self._record_refusal()
+            raise
+        try:
+            self._send(entry, self._opened(request, reader))
+        except BaseException:
+            self.left(request)
+            raise
+
+    def stop(self) -> None:
+        """Refuse new requests from now on."""
+        with self._lock:
+            self.draining = True
+
+    def left(self, request: Request) -> None:
+        """Note that a request has ended."""
+        with self._lock:
+            entry = self._open.get(request.id)
+            if entry is not None and entry.request is request:
+                del self._open[request.id]
+
+    def abort(self, request_id: str) -> None:
+        """Give a live request up, or remember the id for a while."""
+        now = time.monotonic()
+        with self._lock:
+            if (entry := self._open.get(request_id)) is not None:
+                self._abort(entry)
+                return
+            while self._aborted and next(iter(self._aborted.values())) < now:  # oldest first
+                del self._aborted[next(iter(self._aborted))]
+            if len(self._aborted) < MAX_REMEMBERED_ABORTS:
+                self._aborted.pop(request_id, None)
+                self._aborted[request_id] = now + REMEMBER_ABORTS_S
+
+    def give_up(self, request: Request) -> None:
+        """Abort this very request, if it is still live; its reader is gone."""
+        with self._lock:
+            entry = self._open.get(request.id)
+            if entry is not None and entry.request is request:
+                self._abort(entry)
+
+    def _abort(self, entry: "_Entry") -> None:
+        entry.aborted = True
+        if entry.sent:
+            self._loop.send(Abort(entry.request.id))
+
+    def _opened(self, request: Request, reader: Reader) -> Open:
         with request_wall(request.id, "text assembler", reraise):
-            live = Open(
+            return Open(
                 request,
                 reader,
                 [self._assembler(request) for _ in range(request.params.n)],
                 self._token_text,
                 request.params.n,
             )
-        self._enter(request)
-        self._delivery.open(request, live)
-        self._loop.send(request)
 
-    def left(self, request_id: str) -> None:
-        """Note that a request has ended."""
+    def _send(self, entry: "_Entry", live: Open) -> None:
+        """Open the way back, then send the request on its way."""
         with self._lock:
-            self._open.pop(request_id, None)
-
-    def abort(self, request_id: str) -> None:
-        """Give a live request up, or remember the id for a while."""
-        now = time.monotonic()
-        with self._lock:
-            live = request_id in self._open
-            if not live:
-                for old in [key for key, until in self._aborted.items() if until < now]:
-                    del self._aborted[old]
-                if len(self._aborted) < MAX_REMEMBERED_ABORTS:
-                    self._aborted[request_id] = now + REMEMBER_ABORTS_S
-        if live:
-            self._loop.send(Abort(request_id))
+            if entry.aborted:
+                raise _aborted(entry.request)
+            self._delivery.open(entry.request, live)
+            self._loop.send(entry.request)
+            entry.sent = True
+        if not self._loop.alive:  # it may have ended after it was looked at
+            self._delivery.end_rest(_dead())
 
     def deadline(self, timeout_s: float | None) -> float | None:
         """Turn seconds from now into an absolute deadline."""
@@ -132,36 +177,32 @@ class Submission:
             if bar is not None:
                 bar.close()
 
-    def _enter(self, request: Request) -> None:
-        with self._lock:
-            if self.draining:
-                raise Unavailable(
-                    "RTPJ-4003 DRAINING: this engine finishes what it has and takes nothing new."
-                    " Try another worker.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            if not self._loop.alive:
-                raise Unavailable(
-                    "RTPJ-4004 ENGINE_DEAD: the engine's loop has ended. Restart the engine.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            if self._aborted.pop(request.id, 0.0) > time.monotonic():
-                raise Cancelled(f"RTPJ-4002 ABORTED: request {request.id} was aborted.")
-            if request.id in self._open:
-                raise AlreadyExists(
-                    f"RTPJ-4005 DUPLICATE_ID: a live request has the id {request.id}. Choose"
-                    " another request_id, or wait until that one has ended.",
-                    field="request_id",
-                )
-            num_open = sum(self._open.values())
-            if num_open + request.params.n > self._max_open:
-                raise ResourceExhausted(
-                    f"RTPJ-2201 QUEUE_FULL: {num_open} sequences run or wait and request"
-                    f" {request.id} brings {request.params.n}, {self._max_open} are allowed"
-                    " (max_num_seqs + max_waiting). Retry later, or raise max_waiting.",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self._open[request.id] = request.params.n
+    def _check_open(self, request: Request) -> None:
+        """Refuse what may not enter now; the caller holds the lock."""
+        if self.draining:
+            raise Unavailable(
+                "RTPJ-4003 DRAINING: this engine finishes what it has and takes nothing new."
+                " Try another worker.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if not self._loop.alive or not self._delivery.alive:
+            raise _dead()
+        if self._aborted.pop(request.id, 0.0) > time.monotonic():
+            raise _aborted(request)
+        if request.id in self._open:
+            raise AlreadyExists(
+                f"RTPJ-4005 DUPLICATE_ID: a live request has the id {request.id}. Choose"
+                " another request_id, or wait until that one has ended.",
+                field="request_id",
+            )
+        num_open = sum(entry.request.params.n for entry in self._open.values())
+        if num_open + request.params.n > self._max_open:
+            raise ResourceExhausted(
+                f"RTPJ-2201 QUEUE_FULL: {num_open} sequences run or wait and request"
+                f" {request.id} brings {request.params.n}, {self._max_open} are allowed"
+                " (max_num_seqs + max_waiting). Retry later, or raise max_waiting.",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     def _assembler(self, request: Request) -> TextAssembler | None:
         params = request.params
@@ -181,6 +222,26 @@ class Submission:
         return None if self._tokenizer is None else self._tokenizer.token_text(token_id)
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A request that has entered."""
+
+    request: Request
+    sent: bool = False  # to the loop
+    aborted: bool = False
+
+
+def _aborted(request: Request) -> Cancelled:
+    return Cancelled(f"RTPJ-4002 ABORTED: request {request.id} was aborted.")
+
+
+def _dead() -> Unavailable:
+    return Unavailable(
+        "RTPJ-4004 ENGINE_DEAD: the engine's loop has ended. Restart the engine.",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
 class _Run:
     """One call of `generate`: what is left to submit, what is open, what has come back."""
 
@@ -198,7 +259,9 @@ class _Run:
         self._fail_fast = fail_fast
         self._reader = QueueReader()
         self._open: dict[str, tuple[int, Collector]] = {}
+        self._requests: dict[str, Request] = {}
         self._results: list[RequestOutput | None] = [None] * len(builds)
+        self._next: Request | None = None  # built, and waiting for room
 
     def results(self, max_open: int, bar: Bar | None) -> list[RequestOutput]:
         """Submit and collect until nothing is left."""
@@ -225,25 +288,26 @@ class _Run:
 
     def abort_rest(self) -> None:
         """Give up what is still open, after an error."""
-        for request_id in self._open:
-            self._submission.abort(request_id)
+        for request in self._requests.values():
+            self._submission.give_up(request)
 
     def _submit(self, index: int, room: int) -> int | None:
         """Submit one request and return its sequences, or None if it must wait for room."""
         try:
-            request = self.builds[index]()
+            request = self._next = self._next or self.builds[index]()
             if request.params.n > room and self._open:
                 return None
             self._submission.submit(request, self._reader)
-        except ResourceExhausted:
-            if not self._open:
-                raise
-            return None  # others use the engine too: wait for one of ours to end
         except RtpError as error:
+            if isinstance(error, ResourceExhausted) and self._open:
+                return None  # others use the engine too: wait for one of ours to end
             if self._fail_fast:
                 raise
             self._results[index] = _refused(index, self._prompts, error)
+            self._next = None
             return 0
+        self._next = None
+        self._requests[request.id] = request
         self._open[request.id] = index, Collector(request, request.params.n)
         return request.params.n
 
@@ -255,7 +319,7 @@ class _Run:
         output = collector.output
         if not output.finished:
             return None
-        del self._open[delta.request_id]
+        del self._open[delta.request_id], self._requests[delta.request_id]
         if output.error is not None and self._fail_fast:
             raise output.error
         self._results[index] = output

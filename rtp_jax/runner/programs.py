@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
+from rtp_jax.config import compiler_flags
 from rtp_jax.errors import FailedPrecondition
 from rtp_jax.runner.device import Device
 
@@ -58,8 +59,6 @@ def prepare_programs(
     progress: Callable[[str], None],
 ) -> tuple[Mapping[str, jax.stages.Compiled], CompileReport]:
     """Load each program from `folder`, or compile it and keep it there; several at a time."""
-    if folder is not None:
-        make_private(folder)
     start = time.monotonic()
     report = CompileReport()
     ready: dict[str, jax.stages.Compiled] = {}
@@ -97,6 +96,9 @@ def environment_key(device: Device) -> str:
     for room in ("kernels", "layers", "models", "parallel", "quant", "runner"):
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest.update((root / "sampling_params.py").read_bytes())  # caps that shape the results
+    digest.update(f"{compiler_flags()} {jax.config.jax_enable_x64}".encode())
+    digest.update(f"{jax.config.jax_default_matmul_precision}".encode())
     for package in ("jax", "jaxlib", "flax"):
         digest.update(importlib.metadata.version(package).encode() + b"\0")
     digest.update(f"{platform.python_version()} {device.platform} {device.device_kind}".encode())
@@ -155,7 +157,7 @@ def _load(path: Path, program: Program, device: Device) -> jax.stages.Compiled |
             backend=device.client,
             execution_devices=[device],
         )
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, EOFError) as error:
         logger.warning("compiled program %s does not load (%s); compiling it", path.name, error)
         return None
 

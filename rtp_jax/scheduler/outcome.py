@@ -39,6 +39,7 @@ def output_of(
         num_cached_tokens=sequence.num_cached,
         num_preemptions=sequence.num_preemptions,
         admitted_s=sequence.admitted_s,
+        request=sequence.request,
     )
 
 

@@ -142,7 +142,8 @@ class _Wall:
             self._log(error)
             await self._abort(error)
         elif isinstance(error, asyncio.CancelledError):
-            late = (self._context.time_remaining() or 1.0) <= 0
+            left_s = self._context.time_remaining()
+            late = left_s is not None and left_s <= 0
             self._count("DEADLINE_EXCEEDED" if late else "CANCELLED")
         elif isinstance(error, Exception):
             logger.exception("%s failed", self._name, exc_info=error)

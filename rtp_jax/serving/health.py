@@ -38,6 +38,7 @@ class Health:
         self.serving = False
         self.reason = "the model is being loaded or compiled"
         self.stalled = False
+        self.draining = False  # for good: it never says SERVING again
 
     async def start(self) -> None:
         """Begin as NOT_SERVING: grpc's own beginning is SERVING."""
@@ -104,7 +105,8 @@ class Watchdog:
         elif self.health.stalled and not stalled:
             self.health.stalled = False
             logger.warning("the engine's loop moves again")
-            await self.health.say(True, "")
+            if not self.health.draining:
+                await self.health.say(True, "")
 
     async def _died(self, reason: str) -> None:
         logger.error("the engine is lost: %s; stacks follow", reason)

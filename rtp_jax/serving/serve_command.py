@@ -38,10 +38,9 @@ def serve(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
 
 def worker_of(settings: Settings) -> Worker:
     """Check all settings, and put a worker together."""
-    server, stall_timeout_s = settings.server(), settings.of["stall_timeout_s"].value
+    server = settings.server()
     settings.engine_options()
     _ = settings.model
-    assert isinstance(stall_timeout_s, int | float)
     log_to_stderr(as_json=server.json_logs)
     metrics = Metrics(vllm_names=server.metrics_compat == "vllm")
     return Worker(
@@ -49,7 +48,7 @@ def worker_of(settings: Settings) -> Worker:
         build=lambda: start_engine(settings, say, metrics),
         metrics=metrics,
         say=say,
-        stall_timeout_s=stall_timeout_s,
+        stall_timeout_s=server.stall_timeout_s,
     )
 
 

@@ -126,6 +126,7 @@ class _Life:
         """Take nothing new, and wait for what runs."""
         timeout_s = self._worker.config.drain_timeout_s
         self._service.draining = True
+        server.health.draining = True
         await server.health.say(False, "draining")
         engine.stop_admitting()
         self._worker.say(f"draining: {_num_live(engine)} requests left, at most {timeout_s:g} s")

@@ -85,7 +85,7 @@ def test_generate_shows_the_text(engine, capsys):
     assert main(["generate", "fake", "hello", "--max-tokens", "5", "--stop", "x"]) == 0
     assert capsys.readouterr().out == "hello\n"
     params = engine.seen[-1]["params"]
-    assert (params.max_tokens, params.stop) == (5, ["x"])
+    assert (params.max_tokens, params.stops) == (5, ("x",))
     assert engine.closed
 
 

@@ -5,10 +5,13 @@ pages that sequences are preempted.  Each run asserts that what it is about real
 """
 
 import dataclasses
+import json
 import random
 
 import pytest
+from safetensors.numpy import save_file
 
+from rtp_jax.models.registry import read_spec
 from tests.engine.workload import (
     Case,
     cases,
@@ -18,6 +21,8 @@ from tests.engine.workload import (
     small_engine,
     tokens,
 )
+from tests.golden import recipe
+from tests.models.test_goldens import golden, shapes_of
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +92,29 @@ def test_preemption(tiny_model, program_cache):
 def test_bfloat16_deterministic(tiny_model, program_cache):
     options = {"dtype": "bfloat16", "deterministic": True}
     with small_engine(tiny_model, program_cache, **options) as engine:
-        together = tokens(run_together(engine, cases(26)))
+        together = tokens(run_together(engine, cases()))
         engine.reset_prefix_cache()
-        assert tokens(run_alone(engine, cases(26))) == together
+        order = random.Random(0).sample(range(50), 50)
+        shuffled = tokens(run_together(engine, [cases()[i] for i in order]))
+        assert shuffled == [together[i] for i in order]
+        engine.reset_prefix_cache()
+        assert tokens(run_alone(engine, cases())) == together
+        check_idle(engine)
+
+
+def test_a_wide_model_across_buckets(tmp_path, program_cache):
+    wide = golden("llama_wide_tied")  # width 512: sums long enough to differ between shapes
+    (tmp_path / "config.json").write_text(json.dumps(wide.config))
+    shapes = shapes_of(read_spec(wide.config))
+    tensors = {name: recipe.tensor(name, shape, wide.seed) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    options = {"skip_tokenizer_init": True, "max_model_len": 256}
+    work = [case for case in cases(40, vocab=1500) if not case.params.stop]
+    work = [case for case in work if not case.params.bad_words]
+    with small_engine(tmp_path, program_cache, **options) as engine:
+        together = tokens(run_together(engine, work))
+        engine.reset_prefix_cache()
+        assert tokens(run_alone(engine, work)) == together
         check_idle(engine)
 
 

@@ -53,7 +53,11 @@ def _params(i: int, rng: np.random.Generator, vocab: int) -> SamplingParams:
         {"temperature": 1.0, "n": 3},
         {"logit_bias": {5: 2.0, 9: -50.0}, "temperature": 0.7},
         {"allowed_token_ids": list(range(10, 60)), "temperature": 1.0},
-        {"min_tokens": 3, "ignore_eos": False, "stop_token_ids": list(range(0, vocab, 3))},
+        {
+            "min_tokens": 3,
+            "ignore_eos": False,
+            "stop_token_ids": list(range(0, min(vocab, 700), 3)),
+        },
         {"logprobs": 3, "temperature": 0.9},
         {"prompt_logprobs": 2},
         {"bad_words": ["the", "a page"], "temperature": 1.0},

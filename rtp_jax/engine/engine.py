@@ -15,6 +15,7 @@ from typing import Any
 from rtp_jax.config import EngineConfig
 from rtp_jax.delivery.collector import Collector
 from rtp_jax.engine.build import build
+from rtp_jax.engine.bulk import run_all
 from rtp_jax.engine.info import Loads, ModelInfo
 from rtp_jax.engine.loop import ResetPrefixCache
 from rtp_jax.engine.readers import LoopHub, Mailbox, QueueReader, Stream
@@ -108,7 +109,8 @@ class Engine:
         params = match_params(sampling_params, len(parsed), self.default_sampling_params)
         params = [replace(each, output_kind=OutputKind.FINAL_ONLY) for each in params]
         deadline_s = self._submission.deadline(timeout_s)
-        return self._submission.run_all(
+        return run_all(
+            self._submission,
             [
                 lambda prompt=prompt, each=each: self._submission.builder.build(
                     prompt, each, priority=priority, deadline_s=deadline_s
@@ -175,7 +177,8 @@ class Engine:
     ) -> list[ScoreOutput]:
         """Return the log-probability that the model gives to each continuation of a prompt."""
         scoring = self._scoring(prompt, continuations, self._submission.deadline(timeout_s))
-        outputs = self._submission.run_all(
+        outputs = run_all(
+            self._submission,
             [lambda request=request: request for request in scoring.requests],
             prompts=[],
             use_tqdm=False,

@@ -97,8 +97,9 @@ def environment_key(device: Device) -> str:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update((root / "sampling_params.py").read_bytes())  # caps that shape the results
-    digest.update(f"{compiler_flags()} {jax.config.jax_enable_x64}".encode())
-    digest.update(f"{jax.config.jax_default_matmul_precision}".encode())
+    digest.update(compiler_flags().encode() + b"\0")
+    for setting in ("jax_enable_x64", "jax_default_matmul_precision"):
+        digest.update(f"{getattr(jax.config, setting)} ".encode())
     for package in ("jax", "jaxlib", "flax"):
         digest.update(importlib.metadata.version(package).encode() + b"\0")
     digest.update(f"{platform.python_version()} {device.platform} {device.device_kind}".encode())

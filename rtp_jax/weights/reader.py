@@ -65,7 +65,7 @@ def _blocks(header: Header, buffers: tuple[np.ndarray, np.ndarray]) -> list[np.n
 
 def _fill(header: Header, file: FileIO, block: np.ndarray) -> np.ndarray:
     """Read until `block` is full: one read may return less, or nothing where the file ends."""
-    rest = memoryview(block)
+    rest = block.data
     while rest:
         try:
             count = file.readinto(rest)

@@ -68,7 +68,8 @@ def test_shuffled_with_prefix_cache(alone, tiny_model, program_cache):
 @pytest.mark.capability("chunked prefill")
 @pytest.mark.parametrize("chunk", [16, 64, 512])
 def test_chunks(alone, tiny_model, program_cache, chunk):
-    with small_engine(tiny_model, program_cache, max_prefill_chunk=chunk) as engine:
+    options = {"max_prefill_chunk": chunk, "max_num_batched_tokens": max(chunk, 64)}
+    with small_engine(tiny_model, program_cache, **options) as engine:
         assert tokens(run_together(engine, cases())) == alone
         assert engine._parts.scheduler.counters.chunks > 0
         check_idle(engine)

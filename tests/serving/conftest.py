@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from rtp_jax import Engine
 from rtp_jax.serving.client import Client
 from tests.engine.workload import check_idle, small_engine
 from tests.serving.started import Running, Servers
@@ -38,6 +39,23 @@ def real_engine(tiny_model, program_cache):
     with small_engine(tiny_model, program_cache, served_model_name="fake") as engine:
         yield engine
         check_idle(engine)
+
+
+@pytest.fixture(scope="module")
+def built_in_engine(program_cache):
+    """Return an engine on the built-in model, whose tokens do not hang on who shares a step."""
+    options = {"max_num_seqs": 16, "max_num_batched_tokens": 64, "deterministic": True}
+    with Engine("rtp-tiny", compile_cache=str(program_cache), **options) as engine:
+        yield engine
+        check_idle(engine)
+
+
+@pytest.fixture(scope="module")
+def built_in(built_in_engine) -> Iterator[Running]:
+    """Return a server around the built-in model."""
+    started = Servers()
+    yield started.start(built_in_engine)
+    started.stop()
 
 
 @pytest.fixture(scope="module")

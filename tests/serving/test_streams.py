@@ -91,30 +91,30 @@ async def follow_all(plans: list[Plan], address: str) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def alone(real_engine) -> list[list[int]]:
+def alone(built_in_engine) -> list[list[int]]:
     """Return what each stream says when the engine is asked directly."""
     plans = [Plan(number) for number in range(NUM_STREAMS)]
-    outputs = real_engine.generate(
+    outputs = built_in_engine.generate(
         [plan.prompt for plan in plans], [plan.params for plan in plans], use_tqdm=False
     )
     return [output.outputs[0].token_ids for output in outputs]
 
 
 @pytest.mark.capability("gRPC")
-def test_two_hundred_streams_all_complete(real, real_engine, alone):
+def test_two_hundred_streams_all_complete(built_in, built_in_engine, alone):
     plans = [Plan(number) for number in range(NUM_STREAMS)]
-    assert asyncio.run(follow_all(plans, real.address)) == alone
-    wait_until_idle(real_engine)
+    assert asyncio.run(follow_all(plans, built_in.address)) == alone
+    wait_until_idle(built_in_engine)
 
 
 @pytest.mark.capability("abort")
 @pytest.mark.capability("deadlines")
-def test_half_of_them_cut_short_the_others_whole(real, real_engine, alone):
+def test_half_of_them_cut_short_the_others_whole(built_in, built_in_engine, alone):
     plans = [
         Plan(number, WAYS[number // 2 % 4], AFTER[number // 8 % 4]) if number % 2 else Plan(number)
         for number in range(NUM_STREAMS)
     ]
-    found = asyncio.run(follow_all(plans, real.address))
+    found = asyncio.run(follow_all(plans, built_in.address))
     for plan, tokens, whole in zip(plans, found, alone, strict=True):
         assert tokens == whole[: len(tokens)], plan
         if not plan.way:
@@ -123,8 +123,8 @@ def test_half_of_them_cut_short_the_others_whole(real, real_engine, alone):
         plan.way for plan, tokens in zip(plans, found, strict=True) if len(tokens) < MAX_TOKENS
     ]
     assert set(short) == set(WAYS)
-    wait_until_idle(real_engine)
-    assert not real.service.live_ids
+    wait_until_idle(built_in_engine)
+    assert not built_in.service.live_ids
 
 
 def wait_until_idle(engine) -> None:

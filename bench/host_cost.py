@@ -2,9 +2,8 @@
 
     python -m bench.host_cost [--model rtp-tiny] [--json FILE]
 
-The engine's thread schedules, prepares, dispatches and commits; its CPU clock says how much of a
-core that takes for each step.  Waiting for the device costs no CPU time.  The split is wall time,
-from the engine's own metrics, means.
+CPU time of the engine's thread: of each station of the loop, of the four together, and of the whole
+thread, which also waits for the device, counts and takes messages.  Five rounds after a warm-up.
 """
 
 import argparse
@@ -14,11 +13,12 @@ import time
 
 from bench.record import write_record
 from rtp_jax import Engine, SamplingParams
-from rtp_jax.metrics import PHASES
 
 ROUNDS = 5
 NUM_SEQUENCES = 64
 NUM_TOKENS = 200
+STATIONS = ("schedule", "prepare", "execute", "commit")
+OF_SCHEDULER = ("schedule", "commit")
 
 
 def engine_thread() -> threading.Thread:
@@ -26,21 +26,32 @@ def engine_thread() -> threading.Thread:
     return next(thread for thread in threading.enumerate() if thread.name == "rtp-engine")
 
 
-def one_round(engine: Engine) -> dict[str, float]:
+def timed(owner: object, station: str, spent: dict[str, float]) -> None:
+    """Add the CPU time of a method's calls to `spent`."""
+    method = getattr(owner, station)
+
+    def call(*args, **kwargs):
+        began = time.thread_time()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            spent[station] += time.thread_time() - began
+
+    setattr(owner, station, call)
+
+
+def one_round(engine: Engine, number: int, spent: dict[str, float]) -> dict[str, float]:
     """Decode 64 sequences together and return milliseconds per step."""
     clock = time.pthread_getcpuclockid(engine_thread().ident)
     params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
-    prompts = [[5 + i % 200, 7, 9 + i // 200] * 8 for i in range(NUM_SEQUENCES)]
-    before = {phase: engine.metrics.step_time[phase].total for phase in PHASES}
-    steps, cpu, wall = engine.metrics.num_steps, time.clock_gettime(clock), time.perf_counter()
+    prompts = [[5 + i, 7 + number, 9] * 8 for i in range(NUM_SEQUENCES)]
+    spent.update(dict.fromkeys(STATIONS, 0.0))
+    steps, thread = engine.metrics.num_steps, time.clock_gettime(clock)
     engine.generate(prompts, params, use_tqdm=False)
-    cpu, wall = time.clock_gettime(clock) - cpu, time.perf_counter() - wall
+    thread = time.clock_gettime(clock) - thread
     steps = engine.metrics.num_steps - steps
-    split = {
-        phase: (engine.metrics.step_time[phase].total - before[phase]) / steps * 1e3
-        for phase in PHASES
-    }
-    return {"engine_thread_cpu": cpu / steps * 1e3, "wall": wall / steps * 1e3, **split}
+    figures = {**spent, "all four": sum(spent.values()), "whole thread": thread}
+    return {name: seconds / steps * 1e3 for name, seconds in figures.items()}
 
 
 def main() -> None:
@@ -50,12 +61,15 @@ def main() -> None:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     with Engine(arguments.model, max_num_seqs=NUM_SEQUENCES) as engine:
-        one_round(engine)
-        rounds = [one_round(engine) for _ in range(ROUNDS)]
+        spent = dict.fromkeys(STATIONS, 0.0)
+        for station in STATIONS:
+            owner = engine._parts.scheduler if station in OF_SCHEDULER else engine._parts.runner
+            timed(owner, station, spent)
+        rounds = [one_round(engine, number, spent) for number in range(ROUNDS + 1)][1:]
     medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
     for key, value in medians.items():
         low, high = min(r[key] for r in rounds), max(r[key] for r in rounds)
-        print(f"{key:20} {value:7.3f} ms per step   [{low:.3f}, {high:.3f}]")
+        print(f"{key:12} {value:7.3f} ms of CPU per step   [{low:.3f}, {high:.3f}]")
     if arguments.json:
         figures = {"sequences": NUM_SEQUENCES, "milliseconds_per_step": medians}
         write_record(arguments.json, "host_cost", ("jax", "jaxlib", "numpy"), figures)

@@ -142,11 +142,15 @@ class Delivery:
         while (outputs := self._steps.get()) is not None:
             readers: dict[int, Reader] = {}
             for output in outputs:
-                with _guarded(output.request_id):
+                try:  # this thread serves everybody: it outlives any reader, log or record
                     self._hand_over(output, readers)
+                except Exception:
+                    logger.exception("delivery of request %s failed", output.request_id)
             for reader in readers.values():
-                with _guarded("of a reader"):
+                try:
                     reader.flush()
+                except Exception:
+                    logger.exception("a reader failed")
 
     def _hand_over(self, output: TokenOutput, readers: dict[int, Reader]) -> None:
         live = self._open.get(output.request_id)
@@ -243,15 +247,6 @@ def request_wall(
                 f" ({type(error).__name__}); other requests go on. The log has the trace."
             )
         )
-
-
-@contextmanager
-def _guarded(request_id: str) -> Iterator[None]:
-    """Keep the thread that serves everybody alive, whatever a reader or a record does."""
-    try:
-        yield
-    except Exception:
-        logger.exception("delivery of request %s failed", request_id)
 
 
 def _end_of(request: Request, index: int, error: RtpError) -> TokenOutput:

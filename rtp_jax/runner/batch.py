@@ -68,10 +68,11 @@ class SlotTable:
         num_rows = max(plan.num_logit_rows, len(plan.rows))
         bucket = smallest(buckets, plan.num_tokens, num_rows)
         vector, fields = layout(bucket, self._table_width).new()
-        self._fill_tokens(plan, fields)
-        row_sources = self._fill_logit_rows(plan, fields)
-        wide = self._wide_arrays(row_sources, bucket)
-        wants_logprobs = bool((fields["num_logprobs"][: len(row_sources)] >= 0).any())
+        columns = _columns(plan)
+        self._fill_tokens(plan, columns, fields)
+        owner = self._fill_logit_rows(plan, columns, fields)
+        wide = self._wide_arrays(plan, owner, bucket)
+        wants_logprobs = bool((fields["num_logprobs"][: owner.size] >= 0).any())
         return Batch(bucket, vector, wide, wants_logprobs or wide.logprob_ids is not None)
 
     def _admit(self, row: StepRow) -> None:
@@ -97,13 +98,11 @@ class SlotTable:
         self._page_table[slot] = 0
         self._wide[slot] = row.sequence if params.logit_bias or params.logprob_token_ids else None
 
-    def _fill_tokens(self, plan: StepPlan, fields: dict[str, np.ndarray]) -> None:
-        rows = plan.rows
-        slots = np.array([row.slot for row in rows], np.int32)
-        starts = np.array([row.start for row in rows], np.int32)
-        counts = np.array([row.count for row in rows], np.int32)
-        first = np.cumsum(counts, dtype=np.int32) - counts
-        total, num_rows = int(counts.sum()), len(rows)
+    def _fill_tokens(
+        self, plan: StepPlan, columns: "_Columns", fields: dict[str, np.ndarray]
+    ) -> None:
+        slots, starts, counts, first = columns.slots, columns.starts, columns.counts, columns.first
+        total, num_rows = int(counts.sum()), len(plan.rows)
         fields["num_tokens"][0] = total
         fields["query_start"][:num_rows] = first
         fields["query_count"][:num_rows] = counts
@@ -113,54 +112,77 @@ class SlotTable:
         fields["positions"][:total] = (starts - first)[sequence_of] + np.arange(total)
         fields["token_slots"][:total] = slots[sequence_of]
         fields["token_slots"][total:] = self.null_slot
-        fields["token_ids"][:] = 0
-        for row, at in zip(rows, first.tolist(), strict=True):
-            ids = row.token_ids
-            fields["token_ids"][at : at + row.count] = -1 if ids is None else ids
+        ids = fields["token_ids"]
+        ids[:total] = -1  # on the device, unless the plan says otherwise
+        for row, at in zip(plan.rows, first.tolist(), strict=True):
+            if row.token_ids is not None:
+                ids[at : at + row.count] = row.token_ids
 
     def _fill_logit_rows(
-        self, plan: StepPlan, fields: dict[str, np.ndarray]
-    ) -> list[tuple[StepRow, int]]:
-        """Fill the fields of the logit rows; return (plan row, its token) for each of them."""
-        sources: list[tuple[StepRow, int]] = []
-        targets: list[int] = []
-        samples: list[bool] = []
-        for row in plan.rows:
-            for token in range(row.count - row.num_logit_rows, row.count):
-                last = token == row.count - 1
-                sources.append((row, token))
-                samples.append(row.samples and last)
-                targets.append(-1 if row.samples and last else _next_prompt_id(row, token))
-        num = len(sources)
-        query_start = dict(
-            zip((id(row) for row in plan.rows), fields["query_start"].tolist(), strict=False)
-        )
-        slots = np.array([row.slot for row, _ in sources], np.int32)
-        fields["logit_rows"][:num] = [query_start[id(row)] + token for row, token in sources]
+        self, plan: StepPlan, columns: "_Columns", fields: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Fill the fields of the logit rows; return which plan row each of them belongs to."""
+        rows, per_row = plan.rows, columns.num_logit_rows
+        owner = np.repeat(np.arange(len(rows)), per_row)
+        num = owner.size
+        nth = np.arange(num) - (np.cumsum(per_row) - per_row)[owner]
+        token = (columns.counts - per_row)[owner] + nth  # within the row
+        samples = columns.samples[owner] & (token == columns.counts[owner] - 1)
+        slots = columns.slots[owner]
+        fields["logit_rows"][:num] = columns.first[owner] + token
         fields["row_slots"][:num] = slots
         fields["row_slots"][num:] = self.null_slot
-        fields["row_positions"][:num] = [row.start + token + 1 for row, token in sources]
+        fields["row_positions"][:num] = columns.starts[owner] + token + 1
         fields["commit_slots"][:] = self.null_slot
         fields["commit_slots"][:num] = np.where(samples, slots, self.null_slot)
-        fields["targets"][:num] = targets
+        fields["targets"][:num] = -1
+        for i in np.flatnonzero(~samples).tolist():
+            fields["targets"][i] = _next_prompt_id(rows[owner[i]], int(token[i]))
         for name, _ in ROW_OPTIONS:
             fields[name][:num] = self._options[name][slots]
         fields["num_logprobs"][num:] = -1
         fields["top_ps"][num:] = 1
         fields["repetition"][num:] = 1
-        return sources
+        return owner
 
-    def _wide_arrays(self, sources: list[tuple[StepRow, int]], bucket: Bucket) -> WideArrays:
-        masked = [(i, row.mask) for i, (row, _) in enumerate(sources) if row.mask is not None]
-        wide = [(i, self._wide[row.slot]) for i, (row, _) in enumerate(sources)]
+    def _wide_arrays(self, plan: StepPlan, owner: np.ndarray, bucket: Bucket) -> WideArrays:
+        masked = [row.mask is not None for row in plan.rows]
+        holders = [self._wide[row.slot] for row in plan.rows]
+        if not any(masked) and not any(holder is not None for holder in holders):
+            return WideArrays()
         masks = None
-        if masked:
+        if any(masked):
             masks = np.full((bucket.sequences, self._mask_words), 0xFFFFFFFF, np.uint32)
-            for i, mask in masked:
-                masks[i] = mask
-        params = [(i, sequence.request.params) for i, sequence in wide if sequence is not None]
+            for i, at in enumerate(owner.tolist()):
+                if masked[at]:
+                    masks[i] = plan.rows[at].mask
+        params = [
+            (i, holder.request.params)
+            for i, at in enumerate(owner.tolist())
+            if (holder := holders[at]) is not None
+        ]
         bias_ids, bias_values = _bias_arrays(params, bucket.sequences)
         return WideArrays(masks, bias_ids, bias_values, _logprob_ids(params, bucket.sequences))
+
+
+class _Columns(NamedTuple):
+    """The plan's rows, one array for each of their numbers."""
+
+    slots: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    first: np.ndarray  # token of the step at which each row begins
+    num_logit_rows: np.ndarray
+    samples: np.ndarray
+
+
+def _columns(plan: StepPlan) -> _Columns:
+    numbers = [
+        (row.slot, row.start, row.count, row.num_logit_rows, row.samples) for row in plan.rows
+    ]
+    slots, starts, counts, logit_rows, samples = np.array(numbers, np.int32).T
+    first = np.cumsum(counts, dtype=np.int32) - counts
+    return _Columns(slots, starts, counts, first, logit_rows, samples.astype(bool))
 
 
 def _next_prompt_id(row: StepRow, token: int) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rtp_jax.errors import Internal
 
-SMALLEST = 8  # one-row products are 12-60 times slower on CPUs; eight rows cost as much as two
+SMALLEST = 8  # one-row products leave the fast path of XLA on CPUs
 
 
 class Bucket(NamedTuple):

@@ -18,7 +18,6 @@ class DeviceFacts:
 
     device: Device
     platform: str  # cpu or cuda
-    kind: str
     free_bytes: int | None  # None: the host's memory is the device's
 
     @property
@@ -46,7 +45,7 @@ def find_device(platform: str | None) -> DeviceFacts:
             field="platform",
         )
     platform = PLATFORM_OF[device.platform]
-    return DeviceFacts(device, platform, device.device_kind, _free_bytes(device, platform))
+    return DeviceFacts(device, platform, _free_bytes(device, platform))
 
 
 def cpu_has_bfloat16() -> bool:

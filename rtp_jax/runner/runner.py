@@ -149,7 +149,7 @@ class Runner:
         assert self._state is not None
         wide = self._wide_arguments(batch)
         program = self._programs[f"step-{batch.bucket}"]
-        # NumPy as it is: the call's own transfer costs half of a device_put.
+        # NumPy as it is: the call's own transfer is cheaper than a device_put before it.
         self._state, sampled = program(self._weights, self._state, batch.vector, wide)
         return InFlight(batch, sampled)
 

@@ -31,11 +31,6 @@ V1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fil
 V2 = Files("memory.max", "memory.current", "inactive_file")
 
 
-def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """Read the smaller of the machine's memory and the limits of this process's cgroups."""
-    return host_memory(root).limit
-
-
 def host_memory(root: Path = Path("/")) -> HostMemory:
     """Read both numbers; `root` is where `proc` and `sys` are mounted."""
     machine = _numbers(root / "proc/meminfo")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rtp_jax.runner.host_memory import HostMemory, host_memory, memory_limit_bytes
+from rtp_jax.runner.host_memory import HostMemory, host_memory
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree: 1 kB\nMemAvailable:   12000000 kB\nHugePages: 0\n"
 TOTAL, AVAILABLE = 16_384_000_000, 12_288_000_000
@@ -59,7 +59,7 @@ def test_a_container_sees_only_the_root_of_its_cgroup(root):
 
 def test_a_limit_above_the_machine_changes_nothing(root):
     files = {"sys/fs/cgroup/memory.max": str(10**15)}
-    assert memory_limit_bytes(root("0::/\n", **files)) == TOTAL
+    assert host_memory(root("0::/\n", **files)).limit == TOTAL
 
 
 def test_this_machine_has_memory():

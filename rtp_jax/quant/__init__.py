@@ -1,0 +1,1 @@
+"""How arrays are encoded in fewer bits."""

@@ -1,0 +1,98 @@
+"""Schemes: how the numbers of a weight are encoded, and what they decode to.
+
+A weight is a matrix [outer, inner], as checkpoints store it; a row has one scale, or one for each
+group of consecutive numbers along `inner`:
+
+    number[o, i] = value[o, i] * scale[o, i // group]           int8, int8_dynamic
+    number[o, i] = (value[o, i] - 8) * scale[o, i // group]     int4: values 0..15, two in a byte,
+                                                                the even one in the low half
+
+What the operation does with activations is part of the scheme: `int8` and `int4` multiply numbers
+as the model computes them, `int8_dynamic` rounds each token to int8 by its own largest number.
+
+Everything here is plain NumPy and is the definition: faster quantizers must agree to the bit.
+"""
+
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Scheme(NamedTuple):
+    """An encoding of weights."""
+
+    name: str
+    bits: int  # of one stored number
+    group: int | None  # numbers along `inner` that share a scale; None: all of a row
+    dynamic: bool = False  # activations are rounded to int8 as well
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether numbers are stored in fewer bits than the model computes in."""
+        return self.bits < 16
+
+
+PLAIN = Scheme("plain", 16, None)  # numbers as they are, in the dtype of the model
+SCHEMES = {
+    "int8": Scheme("int8", 8, None),
+    "int8_dynamic": Scheme("int8_dynamic", 8, None, dynamic=True),
+    "int4": Scheme("int4", 4, 128),
+}
+INT4_OFFSET = 8
+
+
+def num_groups(scheme: Scheme, inner: int) -> int:
+    """Count the scales of a row; `inner` must be whole groups."""
+    group = scheme.group or inner
+    assert inner % group == 0, f"{scheme.name}: {inner} is not whole groups of {group}"
+    return inner // group
+
+
+def values_shape(scheme: Scheme, outer: int, inner: int) -> tuple[int, int]:
+    """Shape of the stored values of a matrix."""
+    return (outer, inner // 2) if scheme.bits == 4 else (outer, inner)
+
+
+def values_dtype(scheme: Scheme) -> np.dtype:
+    """Dtype of the stored values of a quantized scheme."""
+    return np.dtype(np.uint8 if scheme.bits == 4 else np.int8)
+
+
+def quantize(numbers: Array, scheme: Scheme) -> tuple[Array, Array]:
+    """Encode a matrix [outer, inner] of float32 or bfloat16, each number to the nearest value.
+
+    Returns:
+      Values as `values_shape` says, and scales [outer, groups] float32.  The scale of a group is
+      its largest magnitude over 127 (int8) or over 8, with the sign that makes it value 0 (int4),
+      as GGML's Q4_0 does; a group of zeros has scale 0.
+    """
+    assert numbers.dtype in (np.float32, ml_dtypes.bfloat16)
+    outer, inner = numbers.shape
+    groups = numbers.astype(np.float32).reshape(outer, num_groups(scheme, inner), -1)
+    if scheme.bits == 8:
+        scales = np.abs(groups).max(-1) / np.float32(127)
+        values = np.rint(_divided(groups, scales)).astype(np.int8)
+        return values.reshape(outer, inner), scales
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+    scales = extreme / np.float32(-INT4_OFFSET)
+    values = np.clip(np.rint(_divided(groups, scales)) + INT4_OFFSET, 0, 15)
+    flat = values.astype(np.uint8).reshape(outer, inner)
+    return flat[:, 0::2] | flat[:, 1::2] << 4, scales
+
+
+def dequantize(values: Array, scales: Array, scheme: Scheme) -> Array:
+    """Decode to float32 [outer, inner]."""
+    if scheme.bits == 4:
+        pairs = np.stack([values & 15, values >> 4], -1).reshape(len(values), -1)
+        values = pairs.astype(np.float32) - INT4_OFFSET
+    groups = values.astype(np.float32).reshape(len(values), scales.shape[1], -1)
+    return (groups * scales[..., None]).reshape(len(values), -1)
+
+
+def _divided(groups: Array, scales: Array) -> Array:
+    """Divide by scales, where a scale of 0 stands for a group of zeros."""
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    return groups * inverse[..., None]

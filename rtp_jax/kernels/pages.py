@@ -8,16 +8,27 @@ All layers of one KV group share one array.  A page is one contiguous byte range
 
 Position p of a sequence lies in page `page_table[sequence, p // page_size]` at offset
 `p % page_size`.  Page 0 is the null page: padding is written there and nobody reads it.  bfloat16
-is stored as uint16 bits, because jax 0.10 on a CPU widens a whole bfloat16 array to update a row.
+is stored as uint16 bits, because jax 0.10 on a CPU widens a whole bfloat16 array to update a row;
+float8_e4m3fn as uint8 bits, because every jax does so for it.
+
+Pages of int8 or float8 numbers may have scales beside them, one float32 for each token and KV head:
+
+    key[p] = pages[page, layer, 0, kv_head, offset, :] * scales[page, layer, 0, kv_head, offset]
+
+A latent (MLA) group will have pages of its own: one KV head, no axis of length 2, and as many
+numbers as a token's latent and its rotated part have together.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, Num
+from jaxtyping import Array, Float32, Int32, Num
 
 KVPages = Num[Array, "pages layers 2 kv_heads page_size head_dim"]
+KVScales = Float32[Array, "pages layers 2 kv_heads page_size"]
+LARGEST = {"int8": 127.0, "uint8": 448.0}  # what the largest number of a head is stored as
+SMALLEST_SCALE = 1e-30  # of a head that is all zeros
 
 
 class StepInputs(NamedTuple):
@@ -43,19 +54,24 @@ class StepInputs(NamedTuple):
 
 def storage_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype in which pages hold numbers of `dtype`."""
-    return jnp.dtype(jnp.uint16) if dtype == jnp.bfloat16 else jnp.dtype(dtype)
+    bits = {"bfloat16": jnp.uint16, "float8_e4m3fn": jnp.uint8}
+    return jnp.dtype(bits.get(jnp.dtype(dtype).name, dtype))
 
 
 def to_bits(x: Num[Array, "*shape"], storage: jnp.dtype) -> Num[Array, "*shape"]:
     """Encode numbers as pages store them."""
     if storage == jnp.uint16:
         return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    if storage == jnp.uint8:
+        return jax.lax.bitcast_convert_type(x.astype(jnp.float8_e4m3fn), jnp.uint8)
     return x.astype(storage)
 
 
 def from_bits(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-    """Decode what pages store into numbers: uint16 is bfloat16, anything else is itself."""
-    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+    """Decode what pages store into numbers: uint16 is bfloat16, uint8 float8, the rest itself."""
+    if x.dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(x, jnp.bfloat16)
+    return jax.lax.bitcast_convert_type(x, jnp.float8_e4m3fn) if x.dtype == jnp.uint8 else x
 
 
 def write_kv(
@@ -66,10 +82,35 @@ def write_kv(
     step: StepInputs,
 ) -> KVPages:
     """Store the keys and values of a step's tokens in their pages, in place when donated."""
-    page_size = pages.shape[4]
+    page, offset = _places(step, pages.shape[4])
+    new = jnp.stack([key, value], axis=1)  # [tokens, 2, kv_heads, head_dim]
+    rows = to_bits(new, pages.dtype)
+    return pages.at[page, layer, :, :, offset].set(rows)
+
+
+def write_scaled_kv(
+    pages: KVPages,
+    scales: KVScales,
+    layer: Int32[Array, ""],
+    key: Num[Array, "tokens kv_heads head_dim"],
+    value: Num[Array, "tokens kv_heads head_dim"],
+    step: StepInputs,
+) -> tuple[KVPages, KVScales]:
+    """Store a step's tokens in pages of int8 or float8, each head of a token with its own scale."""
+    page, offset = _places(step, pages.shape[4])
+    new = jnp.stack([key, value], axis=1).astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(new).max(-1) / LARGEST[pages.dtype.name], SMALLEST_SCALE)
+    scaled = new / scale[..., None]
+    rows = to_bits(jnp.round(scaled) if pages.dtype == jnp.int8 else scaled, pages.dtype)
+    pages = pages.at[page, layer, :, :, offset].set(rows)
+    return pages, scales.at[page, layer, :, :, offset].set(scale)
+
+
+def _places(
+    step: StepInputs, page_size: int
+) -> tuple[Int32[Array, " tokens"], Int32[Array, " tokens"]]:
+    """Find the page and the offset of each token of a step; of padding, in the null page."""
     position = step.positions[0]
     page = step.page_table[step.sequence_of, position // page_size]
     page = jnp.where(jnp.arange(position.size) < step.num_tokens, page, 0)
-    new = jnp.stack([key, value], axis=1)  # [tokens, 2, kv_heads, head_dim]
-    rows = to_bits(new, pages.dtype)
-    return pages.at[page, layer, :, :, position % page_size].set(rows)
+    return page, position % page_size

@@ -10,7 +10,14 @@ import pytest
 
 from rtp_jax.errors import KernelError
 from rtp_jax.kernels.paged_attention import KERNELS, paged_attention, reference, xla_cpu
-from rtp_jax.kernels.pages import StepInputs, storage_dtype, to_bits
+from rtp_jax.kernels.paged_attention.shape import AttentionShape
+from rtp_jax.kernels.pages import (
+    StepInputs,
+    from_bits,
+    storage_dtype,
+    to_bits,
+    write_scaled_kv,
+)
 
 PADDING = 3
 FULL = np.iinfo(np.int32).max
@@ -27,6 +34,7 @@ class Case(NamedTuple):
     page_size: int = 4
     window: int | None = None
     soft_cap: float | None = None
+    sinks: bool = False
 
 
 CASES = {
@@ -41,6 +49,8 @@ CASES = {
     "window": Case((40, 700, 90), (1, 66, 1), window=7),
     "window of one": Case((40, 9), (1, 9), window=1),
     "soft cap": Case((40, 9), (1, 9), soft_cap=2.0),
+    "sinks": Case((40, 300, 9), (1, 70, 9), sinks=True),
+    "sinks behind a window": Case((40, 300, 9), (1, 70, 9), window=7, sinks=True),
 }
 
 
@@ -76,12 +86,21 @@ def inputs(case: Case, dtype=jnp.float32, kv_dtype=None, seed: int = 0):
 
 
 def options(case: Case) -> dict:
-    return {"scale": 0.3, "sliding_window": case.window, "soft_cap": case.soft_cap}
+    sinks = np.linspace(-1.0, 3.0, case.heads, dtype=np.float32)
+    return {
+        "scale": 0.3,
+        "sliding_window": case.window,
+        "soft_cap": case.soft_cap,
+        "sinks": jnp.asarray(sinks) if case.sinks else None,
+    }
 
 
-def exact(case: Case, query, pages, layer, step) -> np.ndarray:
+def exact(case: Case, query, pages, layer, step, scales=None) -> np.ndarray:
     """Compute each token of each head by itself, in float64."""
-    query, pages = np.float64(query), np.float64(pages)[:, int(layer)]
+    query = np.asarray(query, np.float64)
+    pages = np.asarray(from_bits(pages), np.float64)[:, int(layer)]
+    if scales is not None:
+        pages = pages * np.asarray(scales, np.float64)[:, int(layer), ..., None]
     out = np.zeros_like(query)[: sum(case.new)]
     for token in range(out.shape[0]):
         position = int(step.positions[0, token])
@@ -99,8 +118,9 @@ def exact(case: Case, query, pages, layer, step) -> np.ndarray:
             score = key @ query[token, head] * 0.3
             if case.soft_cap is not None:
                 score = case.soft_cap * np.tanh(score / case.soft_cap)
-            weight = np.exp(score - score.max())
-            out[token, head] = weight / weight.sum() @ value
+            sink = [options(case)["sinks"][head]] if case.sinks else []
+            weight = np.exp(np.concatenate([score, sink]) - score.max())
+            out[token, head] = (weight / weight.sum())[: score.size] @ value
     return out
 
 
@@ -208,7 +228,17 @@ def test_an_unknown_implementation_is_refused_by_name():
 
 
 def test_an_obstacle_is_repeated():
-    assert xla_cpu.obstacle("cpu") is None
+    shape = AttentionShape(
+        platform="cpu",
+        dtype=jnp.dtype(jnp.float32),
+        storage=jnp.dtype(jnp.float32),
+        head_dim=16,
+        page_size=4,
+        heads=4,
+        kv_heads=2,
+        features=frozenset(),
+    )
+    assert xla_cpu.obstacle(shape) is None
     with pytest.raises(KernelError, match=r"RTPJ-6002 .*target is tpu"):
         paged_attention(
             *inputs(CASES["decode"]), scale=1.0, platform="tpu", implementation="xla_cpu"
@@ -220,3 +250,64 @@ def test_auto_falls_back_to_the_reference():
     actual = paged_attention(*arguments, scale=0.3, platform="tpu")
     expected = reference.paged_attention(*arguments, scale=0.3)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def scaled(case: Case, stored: str, seed: int = 0):
+    """Draw queries, and pages of a byte a number with scales between 0.01 and 0.1."""
+    query, pages, layer, step = inputs(case, seed=seed)
+    scales = np.random.default_rng(seed + 1).uniform(0.01, 0.1, pages.shape[:-1])
+    largest = {"int8": 127, "float8_e4m3fn": 448}[stored]
+    numbers = jnp.clip(pages * 10, -largest, largest)
+    numbers = jnp.round(numbers) if stored == "int8" else numbers
+    pages = to_bits(numbers, storage_dtype(jnp.dtype(stored)))
+    return (query, pages, layer, step), jnp.asarray(scales, jnp.float32)
+
+
+@pytest.mark.parametrize("stored", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("implementation", ["reference", "xla_cpu"])
+def test_pages_may_have_scales(implementation, stored):
+    case = CASES["all kinds at once"]._replace(lengths=(40, 7, 0, 130, 5, 70), sinks=True)
+    arguments, scales = scaled(case, stored)
+    call = functools.partial(paged_attention, platform="cpu", implementation=implementation)
+    actual = jax.jit(functools.partial(call, **options(case)))(*arguments, scales=scales)
+    expected = exact(case, *arguments, scales)
+    np.testing.assert_allclose(actual[: sum(case.new)], expected, rtol=0, atol=1e-5)
+
+
+def test_scales_that_pages_held_before_do_not_matter():
+    case = CASES["decode"]
+    arguments, scales = scaled(case, "int8")
+    _, _, _, step = arguments
+    dirty = np.full(scales.shape, np.nan, np.float32)
+    for s, length in enumerate(case.lengths):
+        for p in range(length):
+            page, offset = step.page_table[s, p // case.page_size], p % case.page_size
+            dirty[page, :, :, :, offset] = scales[page, :, :, :, offset]
+    call = jax.jit(functools.partial(xla_cpu.paged_attention, scale=0.3))
+    expected = call(*arguments, scales=scales)[: sum(case.new)]
+    actual = call(*arguments, scales=jnp.asarray(dirty))[: sum(case.new)]
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize(("stored", "error"), [("int8", 1 / 254), ("float8_e4m3fn", 1 / 28)])
+def test_what_is_written_with_a_scale_is_read_back(stored, error):
+    case = CASES["chunk after chunk"]
+    _, pages, layer, step = inputs(case)
+    tokens = sum(case.new) + PADDING
+    rng = np.random.default_rng(3)
+    drawn = rng.normal(size=(2, tokens, case.kv_heads, case.head_dim)) * 10.0 ** rng.integers(
+        -3, 3, (2, tokens, case.kv_heads, 1)
+    )
+    drawn[:, 3] = 0
+    key, value = jnp.asarray(drawn, jnp.float32)
+    stored_pages = jnp.zeros(pages.shape, storage_dtype(jnp.dtype(stored)))
+    scales = jnp.zeros(pages.shape[:-1], jnp.float32)
+    stored_pages, scales = jax.jit(write_scaled_kv)(stored_pages, scales, layer, key, value, step)
+    numbers = np.float32(from_bits(stored_pages)) * np.asarray(scales)[..., None]
+    for token in range(sum(case.new)):
+        position = int(step.positions[0, token])
+        page = step.page_table[step.sequence_of[token], position // case.page_size]
+        read = numbers[page, int(layer), :, :, position % case.page_size]
+        largest = np.abs(drawn[:, token]).max(-1, keepdims=True)
+        # Half a step of the largest number: 1/254 of it in int8, 1/28 (3 bits) in float8.
+        assert (np.abs(read - drawn[:, token]) <= largest * error).all()

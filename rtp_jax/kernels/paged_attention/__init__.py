@@ -1,14 +1,22 @@
 """Paged attention: the tokens of a step attend to the KV pages of their sequences.
 
 Read `reference.py` for what it means, then `xla_cpu.py` for how it is fast.  Every kernel file has
-the same names: `PLATFORMS`, `obstacle`, `paged_attention`.
+the same names: `obstacle`, `paged_attention` (see `shape.py`).
 """
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
 from rtp_jax.kernels.paged_attention import reference, xla_cpu
-from rtp_jax.kernels.pages import KVPages, StepInputs
+from rtp_jax.kernels.paged_attention.shape import (
+    SCALES,
+    SINKS,
+    SLIDING_WINDOW,
+    SOFT_CAP,
+    AttentionShape,
+)
+from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs
 
 KERNELS = {"xla_cpu": xla_cpu}
 
@@ -22,6 +30,8 @@ def paged_attention(
     scale: float,
     sliding_window: Int32[Array, ""] | int | None = None,
     soft_cap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
+    scales: KVScales | None = None,
     platform: str,
     implementation: str = "auto",
 ) -> Float[Array, "tokens heads head_dim"]:
@@ -39,6 +49,8 @@ def paged_attention(
       scale: factor on `query . key`, usually `head_dim ** -0.5`.
       sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None: all.
       soft_cap: scores become `soft_cap * tanh(score / soft_cap)`; None: they stay.
+      sinks: for each head the score of one more key, which has no value; None: there is none.
+      scales: factors on what `pages` hold, of pages that were written with them.
       platform: what the program is compiled for, "cpu" or "cuda".
       implementation: "auto", "reference" or a name in `KERNELS`.
 
@@ -52,10 +64,35 @@ def paged_attention(
     Source:
       Kwon et al. 2023, PagedAttention (arXiv:2309.06180), section 4.1.
       Ainslie et al. 2023, Grouped-query attention (arXiv:2305.13245), section 2.2.
+      Xiao et al. 2023, attention sinks (arXiv:2309.17453), section 3.
     """
-    obstacles = {name: kernel.obstacle(platform) for name, kernel in KERNELS.items()}
+    features = {
+        SLIDING_WINDOW: sliding_window,
+        SOFT_CAP: soft_cap,
+        SINKS: sinks,
+        SCALES: scales,
+    }
+    call = AttentionShape(
+        platform=platform,
+        dtype=jnp.dtype(query.dtype),
+        storage=jnp.dtype(pages.dtype),
+        head_dim=query.shape[2],
+        page_size=pages.shape[4],
+        heads=query.shape[1],
+        kv_heads=pages.shape[3],
+        features=frozenset(name for name, value in features.items() if value is not None),
+    )
+    obstacles = {name: kernel.obstacle(call) for name, kernel in KERNELS.items()}
     name = choose("paged_attention", obstacles, implementation)
     chosen = reference if name == "reference" else KERNELS[name]
     return chosen.paged_attention(
-        query, pages, layer, step, scale=scale, sliding_window=sliding_window, soft_cap=soft_cap
+        query,
+        pages,
+        layer,
+        step,
+        scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        sinks=sinks,
+        scales=scales,
     )

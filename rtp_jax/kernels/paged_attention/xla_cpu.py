@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Num
 
-from rtp_jax.kernels.pages import KVPages, StepInputs, from_bits
+from rtp_jax.kernels.paged_attention.shape import AttentionShape
+from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs, from_bits
 
 PLATFORMS = ("cpu", "cuda")
 BLOCK_KEYS = 128  # larger ones gain nothing for long contexts and waste more on short ones
@@ -30,10 +31,10 @@ CHUNK_ROWS = 64
 MASKED = -1e30  # finite: a block without a visible key must not make NaN
 
 
-def obstacle(platform: str) -> str | None:
-    """Say in words why this implementation cannot serve `platform`, or return None if it can."""
-    if platform not in PLATFORMS:
-        return f"it is written for {' and '.join(PLATFORMS)} and the target is {platform}"
+def obstacle(call: AttentionShape) -> str | None:
+    """Say in words why this implementation cannot serve `call`, or return None if it can."""
+    if call.platform not in PLATFORMS:
+        return f"it is written for {' and '.join(PLATFORMS)} and the target is {call.platform}"
     return None
 
 
@@ -54,6 +55,8 @@ class Call(NamedTuple):
     scale: float
     window: Int32[Array, ""] | int | None
     soft_cap: float | None
+    sinks: Float[Array, " heads"] | None
+    scales: KVScales | None
 
 
 def paged_attention(
@@ -65,11 +68,13 @@ def paged_attention(
     scale: float,
     sliding_window: Int32[Array, ""] | int | None = None,
     soft_cap: float | None = None,
+    sinks: Float[Array, " heads"] | None = None,
+    scales: KVScales | None = None,
 ) -> Float[Array, "tokens heads head_dim"]:
     """Let each new token attend to its sequence: every token before it, and itself."""
     tokens = query.shape[0]
     chunk_rows = min(CHUNK_ROWS, tokens)
-    call = Call(pages, layer, scale, sliding_window, soft_cap)
+    call = Call(pages, layer, scale, sliding_window, soft_cap, sinks, scales)
     padded = jnp.pad(query, ((0, chunk_rows), (0, 0), (0, 0)))  # a tile may reach past the end
     out = jnp.zeros_like(padded)
     count = step.query_count
@@ -119,8 +124,8 @@ def _walk(
     table = jnp.pad(tile.pages, (0, -tile.pages.size % block_pages))
     position = jnp.repeat(tile.position, group)[:, None]  # [rows * group, 1]
     begin = 0 if call.window is None else jnp.maximum(tile.position[0] - call.window + 1, 0)
-    # bfloat16 queries and pages are multiplied as such, anything else as float32.
-    dtype = jnp.promote_types(query.dtype, from_bits(call.pages[:0, 0, 0, 0, 0, 0]).dtype)
+    # bfloat16 queries are multiplied as such with bfloat16, int8 and float8; the rest as float32.
+    dtype = query.dtype if call.pages.dtype.itemsize == 1 else _wider(query, call.pages)
     rotated = query.reshape(rows, kv_heads, group, head_dim).swapaxes(0, 1)
     rotated = rotated.reshape(kv_heads, rows * group, head_dim).astype(dtype)
 
@@ -130,27 +135,45 @@ def _walk(
         kv = from_bits(call.pages[ids, call.layer]).transpose(1, 2, 0, 3, 4)
         key, value = kv.reshape(2, kv_heads, block, head_dim).astype(dtype)
         distance = position - (index * block + jnp.arange(block))  # [rows * group, block]
+        live = distance[-1] >= 0  # keys that belong to the sequence
         visible = distance >= 0
         if call.window is not None:
             visible &= distance < call.window
         # Pages are recycled: past the end of a sequence lies anything, and 0 * NaN is NaN.
-        value = jnp.where((distance[-1] >= 0)[:, None], value, 0)
+        value = jnp.where(live[:, None], value, 0)
         score = jnp.einsum("hrd,hkd->hrk", rotated, key, preferred_element_type=jnp.float32)
         score *= call.scale
+        key_scale = value_scale = None
+        if call.scales is not None:
+            scales = call.scales[ids, call.layer].transpose(1, 2, 0, 3).reshape(2, kv_heads, 1, -1)
+            key_scale, value_scale = jnp.where(live, scales, 0)
+            score *= key_scale
         if call.soft_cap is not None:
             score = call.soft_cap * jnp.tanh(score / call.soft_cap)
         score = jnp.where(visible, score, MASKED)
         new_high = jnp.maximum(high, score.max(-1))
         weight = jnp.where(visible, jnp.exp(score - new_high[..., None]), 0)
         decay = jnp.exp(high - new_high)
+        total = total * decay + weight.sum(-1)
+        if value_scale is not None:
+            weight *= value_scale
         part = jnp.einsum(
             "hrk,hkd->hrd", weight.astype(dtype), value, preferred_element_type=jnp.float32
         )
-        return new_high, total * decay + weight.sum(-1), mixed * decay[..., None] + part
+        return new_high, total, mixed * decay[..., None] + part
 
-    high = jnp.full((kv_heads, rows * group), MASKED, jnp.float32)
-    state = high, jnp.zeros_like(high), jnp.zeros((*high.shape, head_dim), jnp.float32)
+    if call.sinks is None:
+        high, total = jnp.full((kv_heads, rows * group), MASKED, jnp.float32), 0.0
+    else:  # a key without a value was seen before the first block
+        high = jnp.tile(call.sinks.astype(jnp.float32).reshape(kv_heads, group), (1, rows))
+        total = 1.0
+    state = high, jnp.full_like(high, total), jnp.zeros((*high.shape, head_dim), jnp.float32)
     bounds = begin // block, tile.position[-1] // block + 1
     _, total, mixed = jax.lax.fori_loop(*bounds, advance, state)
     out = (mixed / total[..., None]).reshape(kv_heads, rows, group, head_dim)
     return out.swapaxes(0, 1).reshape(rows, heads, head_dim).astype(query.dtype)
+
+
+def _wider(query: Num[Array, "..."], pages: KVPages) -> jnp.dtype:
+    """The dtype that holds both queries and what pages hold."""
+    return jnp.promote_types(query.dtype, from_bits(pages[:0, 0, 0, 0, 0, 0]).dtype)

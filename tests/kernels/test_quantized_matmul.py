@@ -1,0 +1,129 @@
+"""Quantized matmul: the reference against float64 NumPy, every kernel against the reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtp_jax.errors import KernelError
+from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference
+from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray, plain
+from rtp_jax.quant.schemes import SCHEMES, dequantize, quantize
+
+LAYERS = 3
+SHAPES = [(1, 128, 16), (5, 256, 48), (64, 384, 40)]  # tokens, inner, outer
+NAMES = ["plain", *SCHEMES]
+
+
+def inputs(
+    name: str, tokens: int, inner: int, outer: int, dtype=jnp.float32
+) -> tuple[jax.Array, QuantizedArray, np.ndarray]:
+    """Draw rows and a stack of weights, with the float64 numbers of the stack."""
+    draw = np.random.default_rng(tokens + inner + outer)
+    x = jnp.asarray(draw.standard_normal((tokens, inner)), dtype)
+    dense = draw.standard_normal((LAYERS, outer, inner)).astype(np.float32)
+    if name == "plain":
+        weight = plain(jnp.asarray(dense, dtype))
+        return x, weight, np.asarray(weight.values).astype(np.float64)
+    scheme = SCHEMES[name]
+    encoded = [quantize(matrix, scheme) for matrix in dense]
+    values, scales = (np.stack(part) for part in zip(*encoded, strict=True))
+    weight = QuantizedArray(
+        jnp.asarray(values), jnp.asarray(scales), scheme, ROWS, outer=outer, inner=inner
+    )
+    return x, weight, np.stack([dequantize(*layer, scheme) for layer in encoded]).astype(np.float64)
+
+
+def exact(x: np.ndarray, numbers: np.ndarray, dynamic: bool) -> np.ndarray:
+    """Multiply in float64, rounding rows by the definition first if the scheme does."""
+    if not dynamic:
+        return x.astype(np.float64) @ numbers.T
+    x = x.astype(np.float32)
+    scale = np.abs(x).max(1, keepdims=True) / np.float32(127)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    return (np.rint(x * inverse) * scale.astype(np.float64)) @ numbers.T
+
+
+@functools.cache
+def compiled(implementation: str):
+    run = functools.partial(quantized_matmul, platform="cpu", implementation=implementation)
+    return jax.jit(run)
+
+
+def cpu_kernels() -> list[str]:
+    return [name for name, kernel in KERNELS.items() if "cpu" in kernel.PLATFORMS]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_is_right(name, shape):
+    x, weight, numbers = inputs(name, *shape)
+    for layer in range(LAYERS):
+        expected = exact(np.asarray(x), numbers[layer], weight.scheme.dynamic)
+        # float32 sums of `inner` products, whose errors grow like its square root.
+        atol = 4 * np.sqrt(shape[1]) * np.finfo(np.float32).eps * np.abs(expected).max()
+        actual = compiled("reference")(x, weight, jnp.int32(layer))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", cpu_kernels())
+def test_kernel_matches_reference(kernel, name, shape, dtype):
+    x, weight, _ = inputs(name, *shape, dtype=dtype)
+    try:
+        actual = compiled(kernel)(x, weight, jnp.int32(1))
+    except KernelError as reason:
+        pytest.skip(str(reason))
+    expected = np.asarray(compiled("reference")(x, weight, jnp.int32(1)))
+    assert actual.dtype == jnp.float32
+    # Sums in another order.  Where numbers of int4 are rounded to bfloat16, each is off by 2**-9 at
+    # most, so their sum is off by less than twice that part of the largest sum.
+    rounded = name == "int4" and dtype == jnp.bfloat16
+    eps = 2**-8 if rounded else 4 * np.sqrt(shape[1]) * np.finfo(np.float32).eps
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=eps * np.abs(expected).max())
+
+
+def test_a_row_of_zeros_stays_zero():
+    x, weight, _ = inputs("int8_dynamic", 5, 256, 48)
+    x = x.at[2].set(0)
+    for implementation in ("reference", "xla"):
+        actual = compiled(implementation)(x, weight, jnp.int32(0))
+        assert not actual[2].any()
+        assert jnp.isfinite(actual).all()
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_a_layer_may_be_a_number(implementation):
+    x, weight, _ = inputs("int8", 5, 256, 48)
+    actual = quantized_matmul(x, weight, 2, platform="cpu", implementation=implementation)
+    expected = compiled(implementation)(x, weight, jnp.int32(2))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_another_platform_is_an_obstacle():
+    x, weight, _ = inputs("int8", 5, 256, 48)
+    with pytest.raises(KernelError, match=r"RTPJ-6002.*the target is tpu"):
+        quantized_matmul(x, weight, 0, platform="tpu", implementation="xla")
+
+
+def test_a_layout_of_another_kernel_is_an_obstacle():
+    x, weight, _ = inputs("int8", 5, 256, 48)
+    packed = QuantizedArray(weight.values, None, weight.scheme, NATIVE, 48, 256)
+    with pytest.raises(KernelError, match=r"RTPJ-6002.*the weight has 'native'"):
+        quantized_matmul(x, packed, 0, platform="cpu", implementation="xla")
+
+
+def test_an_unknown_implementation_is_refused_by_name():
+    x, weight, _ = inputs("int8", 5, 256, 48)
+    with pytest.raises(KernelError, match="RTPJ-6001"):
+        quantized_matmul(x, weight, 0, platform="cpu", implementation="fast")
+
+
+def test_numbers_of_the_reference_are_those_of_the_scheme():
+    for name in SCHEMES:
+        _, weight, numbers = inputs(name, 1, 256, 48)
+        np.testing.assert_array_equal(reference.numbers(weight, 1), numbers[1].astype(np.float32))

@@ -1,0 +1,27 @@
+"""What differs between the versions of jax, and what is private in it: here and nowhere else."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+import jax
+
+# Mosaic GPU before 0.11 infers no layouts of its own and has no interpreter that finds races.
+HAS_MOSAIC_GPU = jax.__version_info__ >= (0, 11)
+
+
+def lazy(name: str) -> ModuleType:
+    """Name a module that is read when something of it is first used.
+
+    Pallas takes seconds to import, which a program for the CPU should not pay.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -24,7 +24,6 @@ LATER = {
     "tensor_parallel_size": (1, "tensor parallelism"),
     "pipeline_parallel_size": (1, "pipeline parallelism"),
     "data_parallel_size": (1, "data parallelism"),
-    "quantization": (None, "quantized weights"),
     "speculative_config": (None, "speculative decoding"),
     "enable_lora": (False, "adapters"),
     "kv_transfer_config": (None, "transfer of KV pages"),
@@ -55,6 +54,12 @@ class ModelConfig:
     seed: int = knob(0, "where the seeds of requests without one come from", low=0, high=2**32 - 1)
     deterministic: bool = knob(
         False, "compile one bucket per dimension, so that batch-mates never change a bit"
+    )
+    quantization: str | None = knob(
+        None,
+        "quantize weights while they are loaded: int8 (weights only), int8_dynamic (activations"
+        " too), int4 (groups of 128)",
+        choices=(None, "int8", "int8_dynamic", "int4"),
     )
     tokenizer: str | None = knob(None, "folder of the tokenizer; None: the model's")
     skip_tokenizer_init: bool = knob(False, "load no tokenizer: prompts are token ids, no text")
@@ -111,6 +116,13 @@ class RunnerConfig:
         None, "folder of compiled programs; '': none; None: ~/.cache/rtp_jax/programs"
     )
     attention: str = knob("auto", "implementation of paged attention, by name")
+    matmul: str = knob("auto", "implementation of products with weights, by name")
+    native: str = knob(
+        "auto",
+        "C++ kernels on the CPU, built at first use: auto (the best this processor runs), off, or"
+        " a level",
+        choices=("auto", "off", "amx", "avx512_bf16", "avx512", "avx2", "portable"),
+    )
     dump_failed: str | None = knob(
         None, "folder for a record of each request that fails by our fault: ids, options, versions"
     )
@@ -118,10 +130,14 @@ class RunnerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """The gRPC door and its neighbours."""
+    """The gRPC door, the HTTP door and their neighbours."""
 
     host: str = knob("127.0.0.1", "address to listen on")
     port: int = knob(50051, "port of the gRPC service; 0: a free one, printed", low=0, high=65535)
+    http_port: int | None = knob(
+        None, "port of the OpenAI-compatible door; 0: a free one; None: off", low=0, high=65535
+    )
+    http_max_body_bytes: int = knob(8 << 20, "largest HTTP body", low=1024, high=1 << 30)
     metrics_port: int | None = knob(
         None, "port of the Prometheus endpoint; 0: a free one; None: off", low=0, high=65535
     )
@@ -236,6 +252,11 @@ def program_cache(runner: RunnerConfig) -> Path | None:
     if runner.compile_cache is None:
         return Path(_cache_home()) / "rtp_jax" / "programs"
     return Path(runner.compile_cache) if runner.compile_cache else None
+
+
+def native_cache() -> Path:
+    """Folder of native kernels built for this machine."""
+    return Path(_cache_home()) / "rtp_jax" / "native"
 
 
 def compiler_flags() -> str:

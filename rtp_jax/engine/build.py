@@ -20,6 +20,7 @@ from rtp_jax.errors import FailedPrecondition, Unavailable
 from rtp_jax.metrics import Metrics
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.quant.schemes import Scheme, schemes_of
 from rtp_jax.runner.buckets import lattice
 from rtp_jax.runner.device import DeviceFacts, find_device
 from rtp_jax.runner.memory_plan import MemoryPlan, ModelMemory, plan_memory
@@ -131,7 +132,7 @@ def decide(model: str, config: EngineConfig) -> Decided:
         dtype=dtype,
         kv_dtype=kv_dtype,
         memory=plan_memory(
-            model_memory(spec, dtype, kv_dtype),
+            model_memory(spec, config.model.quantization, dtype, kv_dtype),
             model=config.model,
             cache=config.cache,
             scheduler=config.scheduler,
@@ -144,10 +145,13 @@ def decide(model: str, config: EngineConfig) -> Decided:
     )
 
 
-def model_memory(spec: ModelSpec, dtype: str, kv_dtype: str) -> ModelMemory:
+def model_memory(
+    spec: ModelSpec, quantization: str | None, dtype: str, kv_dtype: str
+) -> ModelMemory:
     """Tell the memory plan about a model."""
+    itemsize, schemes = ITEMSIZE[dtype], schemes_of(quantization)
     return ModelMemory(
-        weight_bytes=spec.weight_bytes(ITEMSIZE[dtype]),
+        weight_bytes=spec.weight_bytes(itemsize, *map(_bytes_per_number, schemes)),
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
@@ -156,9 +160,16 @@ def model_memory(spec: ModelSpec, dtype: str, kv_dtype: str) -> ModelMemory:
         mlp_size=spec.mlp_size,
         vocab_size=spec.vocab_size,
         max_positions=spec.max_positions,
-        itemsize=ITEMSIZE[dtype],
+        itemsize=itemsize,
         kv_itemsize=ITEMSIZE[kv_dtype],
     )
+
+
+def _bytes_per_number(scheme: Scheme) -> float | None:
+    """Bytes of a stored number and its part of a scale; None: as the model computes."""
+    if not scheme.is_quantized:
+        return None
+    return scheme.bits / 8 + (4 / scheme.group if scheme.group else 0)
 
 
 def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> RunnerPlan:
@@ -166,6 +177,10 @@ def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> 
     known = spec.vocab_size if decided.tokenizer is None else decided.tokenizer.vocab_size
     return RunnerPlan(
         dtype=decided.dtype,
+        quantization=config.model.quantization,
+        attention=config.runner.attention,
+        matmul=config.runner.matmul,
+        skip_padding=not config.model.deterministic,
         kv_dtype=decided.kv_dtype,
         num_pages=decided.memory.num_pages,
         page_size=decided.memory.page_size,
@@ -177,7 +192,7 @@ def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> 
             scheduler.max_num_seqs,
             deterministic=config.model.deterministic,
         ),
-        attention=config.runner.attention,
+        native=config.runner.native,
         compile_cache=_program_folder(config, progress),
     )
 

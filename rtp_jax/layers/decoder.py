@@ -4,7 +4,8 @@
                                                               hidden rows -> unembed -> logits
 
 All layers share one array of KV pages.  It is carried through the scan, never scanned over: what
-is carried is updated in place, what is scanned over is copied at every step.
+is carried is updated in place, what is scanned over is copied at every step.  Weights are not
+scanned over either: a layer is told its number, and whoever reads a stack finds its own rows.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from rtp_jax.kernels.pages import KVPages, StepInputs
 from rtp_jax.layers.attention import Attention
 from rtp_jax.layers.embedding import Embedding
+from rtp_jax.layers.linear import Place
 from rtp_jax.layers.mlp import GatedMLP
 from rtp_jax.layers.norm import RMSNorm
 from rtp_jax.layers.parameter import stacked
@@ -38,18 +40,16 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "tokens hidden"],
         pages: KVPages,
-        layer: Int32[Array, ""],
+        place: Place,
         step: StepInputs,
         *,
         turn: Rotation,
         window: Int32[Array, ""] | int | None,
     ) -> tuple[Float[Array, "tokens hidden"], KVPages]:
-        mixed, pages = self.attention(
-            self.attention_norm(x), pages, layer, step, turn=turn, window=window
+        x, pages = self.attention.add_to(
+            x, self.attention_norm(x, place), pages, place, step, turn=turn, window=window
         )
-        x = x + mixed
-        x = x + self.mlp(self.mlp_norm(x))
-        return x, pages
+        return self.mlp.add_to(x, self.mlp_norm(x, place), place), pages
 
 
 class Positions(NamedTuple):
@@ -69,12 +69,15 @@ class Decoder(nnx.Module):
         final_norm: RMSNorm,
         unembedding: Embedding | None,  # None: the embedding serves both ways
         positions: Positions,
+        *,
+        skip_padding: bool = True,
     ):
         self.embedding, self.final_norm = embedding, final_norm
         self.unembedding = unembedding
         self.num_layers = len(positions.windows)
         self.layers = stacked(layer, self.num_layers)
         self.rope, self.windows = positions.rope, tuple(positions.windows)
+        self.skip_padding = skip_padding
 
     def __call__(
         self,
@@ -83,24 +86,25 @@ class Decoder(nnx.Module):
         step: StepInputs,
     ) -> tuple[Float[Array, "tokens hidden"], tuple[KVPages, ...]]:
         """Run a step's tokens through all layers; their KV is in the pages that come back."""
-        graph, weights = nnx.split(self.layers)
         turn = rotation(self.rope, step.positions[0])
         same_window = len(set(self.windows)) == 1
         windows = jnp.array([w or EVERYTHING for w in self.windows], jnp.int32)
+        rows = step.num_tokens if self.skip_padding else None
 
         def advance(carry, row):
             x, kv = carry
-            index, window, weights = row
-            layer = nnx.merge(graph, weights)
+            index, window = row
             window = self.windows[0] if same_window else window
-            return layer(x, kv, index, step, turn=turn, window=window), None
+            return self.layers(x, kv, Place(index, rows), step, turn=turn, window=window), None
 
         (kv,) = pages  # one KV group
-        rows = jnp.arange(self.num_layers, dtype=jnp.int32), windows, weights
-        (x, kv), _ = jax.lax.scan(advance, (self.embedding(tokens), kv), rows)
+        every = jnp.arange(self.num_layers, dtype=jnp.int32), windows
+        (x, kv), _ = jax.lax.scan(advance, (self.embedding(tokens), kv), every)
         return self.final_norm(x), (kv,)
 
-    def unembed(self, hidden: Float[Array, "rows hidden"]) -> Float32[Array, "rows vocab"]:
-        """Score every token of the vocabulary for some hidden states."""
+    def unembed(
+        self, hidden: Float[Array, "rows hidden"], rows: Int32[Array, ""] | None = None
+    ) -> Float32[Array, "rows vocab"]:
+        """Score every token of the vocabulary for the first `rows` hidden states; None: all."""
         head = self.embedding if self.unembedding is None else self.unembedding
-        return head.unembed(hidden)
+        return head.unembed(hidden, rows)

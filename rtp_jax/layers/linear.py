@@ -1,23 +1,27 @@
-"""Linear: `x @ kernel.T + bias`, with the kernel [out, in] as checkpoints store it.
+"""Linear: `x @ kernel.T + bias`, with the kernel [outer, inner] as checkpoints store it.
 
-Both operands are read along their last axis, which is also the order in which the CPU's matmul
-wants to stream weights.  Sums are float32 whatever the dtype.
+Layers of a kind share stacked parameters, so a call names its layer.  Several maps of the same
+input go through `project` together.  Sums are float32 whatever the dtype.
 """
 
-import jax
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
+from rtp_jax.kernels.linear import linear
+from rtp_jax.layers.matrix import Matrix
 from rtp_jax.layers.parameter import parameter
+from rtp_jax.layers.target import Target
 
 
-def multiply(
-    x: Float[Array, "tokens inner"], kernel: Float[Array, "outer inner"]
-) -> Float[Array, "tokens outer"]:
-    """Compute `x @ kernel.T` in float32 from operands of one dtype."""
-    contract = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, kernel, contract, preferred_element_type=jnp.float32)
+class Place(NamedTuple):
+    """Where in the model a call is, and how much of its input matters."""
+
+    layer: Int32[Array, ""]
+    rows: Int32[Array, ""] | None  # leading rows that are no padding; None: all
 
 
 class Linear(nnx.Module):
@@ -29,13 +33,71 @@ class Linear(nnx.Module):
         outer: tuple[str, int],
         *,
         bias: bool = False,
-        dtype: jnp.dtype,
+        target: Target,
     ):
-        self.kernel = parameter(dict([outer, inner]), dtype)
-        self.bias = parameter(dict([outer]), dtype) if bias else None
+        self.kernel = Matrix(outer, inner, target=target, scheme=target.scheme)
+        self.bias = parameter(dict([outer]), target.dtype) if bias else None
+        self.platform, self.implementation = target.platform, target.matmul
 
-    def __call__(self, x: Float[Array, "tokens inner"]) -> Float[Array, "tokens outer"]:
-        product = multiply(x, self.kernel[...])
+    def __call__(
+        self, x: Float[Array, "tokens inner"], place: Place
+    ) -> Float[Array, "tokens outer"]:
+        return project(x, [self], place)[0]
+
+    def add_to(
+        self,
+        residual: Float[Array, "tokens outer"],
+        x: Float[Array, "tokens inner"],
+        place: Place,
+    ) -> Float[Array, "tokens outer"]:
+        """Compute `residual + self(x)`."""
         if self.bias is not None:
-            product += self.bias[...].astype(jnp.float32)
-        return product.astype(x.dtype)
+            return residual + self(x, place)
+        (sum_,) = _products(x, [self], place, x.dtype, epilogue="add", residual=residual)
+        return sum_
+
+
+def project(
+    x: Float[Array, "tokens inner"], maps: Sequence[Linear], place: Place
+) -> list[Float[Array, "tokens _"]]:
+    """Apply several linear maps to one input."""
+    if all(one.bias is None for one in maps):
+        return list(_products(x, maps, place, x.dtype))
+    products = _products(x, maps, place, jnp.dtype(jnp.float32))
+    return [
+        _biased(one, product, place).astype(x.dtype)
+        for one, product in zip(maps, products, strict=True)
+    ]
+
+
+def gated(
+    x: Float[Array, "tokens inner"], gate: Linear, up: Linear, place: Place
+) -> Float[Array, "tokens outer"]:
+    """Compute `silu(gate(x)) * up(x)` for maps without bias."""
+    (product,) = _products(x, [gate, up], place, x.dtype, epilogue="silu_mul")
+    return product
+
+
+def _products(x, maps: Sequence[Linear], place: Place, dtype, **epilogue):
+    return linear(
+        x,
+        [one.kernel.array() for one in maps],
+        place.layer,
+        rows=place.rows,
+        dtype=dtype,
+        platform=maps[0].platform,
+        implementation=maps[0].implementation,
+        **epilogue,
+    )
+
+
+def _biased(one: Linear, product, place: Place):
+    return (
+        product if one.bias is None else product + at_layer(one.bias, place, 1).astype(jnp.float32)
+    )
+
+
+def at_layer(variable: nnx.Param, place: Place | None, depth: int) -> Array:
+    """Give what belongs to a layer of a stacked parameter; `depth`: its axes without the stack."""
+    value = variable[...]
+    return value if place is None or value.ndim == depth else value[place.layer]

@@ -4,21 +4,32 @@ Source: Shazeer 2020, GLU variants (arXiv:2002.05202), SwiGLU in equation 6.
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rtp_jax.layers.linear import Linear
+from rtp_jax.layers.linear import Linear, Place, gated, project
+from rtp_jax.layers.target import Target
 
 
 class GatedMLP(nnx.Module):
     """`down(silu(gate(x)) * up(x))`."""
 
-    def __init__(self, hidden_size: int, mlp_size: int, *, bias: bool = False, dtype: jnp.dtype):
+    def __init__(self, hidden_size: int, mlp_size: int, *, bias: bool = False, target: Target):
         embed, mlp = ("embed", hidden_size), ("mlp", mlp_size)
-        self.gate = Linear(embed, mlp, bias=bias, dtype=dtype)
-        self.up = Linear(embed, mlp, bias=bias, dtype=dtype)
-        self.down = Linear(mlp, embed, bias=bias, dtype=dtype)
+        self.gate = Linear(embed, mlp, bias=bias, target=target)
+        self.up = Linear(embed, mlp, bias=bias, target=target)
+        self.down = Linear(mlp, embed, bias=bias, target=target)
 
-    def __call__(self, x: Float[Array, "tokens hidden"]) -> Float[Array, "tokens hidden"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def add_to(
+        self,
+        residual: Float[Array, "tokens hidden"],
+        x: Float[Array, "tokens hidden"],
+        place: Place,
+    ) -> Float[Array, "tokens hidden"]:
+        """Add the MLP of `x` to the residual stream."""
+        if self.gate.bias is None:
+            inner = gated(x, self.gate, self.up, place)
+        else:
+            gate, up = project(x, [self.gate, self.up], place)
+            inner = jax.nn.silu(gate) * up
+        return self.down.add_to(residual, inner, place)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from rtp_jax.layers.linear import Place, at_layer
 from rtp_jax.layers.parameter import parameter
 
 
@@ -18,7 +19,9 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(dict([axis]), dtype)
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "*rows features"]) -> Float[Array, "*rows features"]:
+    def __call__(
+        self, x: Float[Array, "*rows features"], place: Place | None = None
+    ) -> Float[Array, "*rows features"]:
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return (wide * at_layer(self.scale, place, 1).astype(jnp.float32)).astype(x.dtype)

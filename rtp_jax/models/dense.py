@@ -3,13 +3,15 @@
 A family says what is different about it: `llama.py`, `mistral.py`, `qwen2.py`, `qwen3.py`.
 """
 
+from functools import partial
 from typing import Any
 
-from rtp_jax.layers.attention import Attention, Heads, Target
+from rtp_jax.layers.attention import Attention, Heads
 from rtp_jax.layers.decoder import Decoder, DecoderLayer, Positions
 from rtp_jax.layers.embedding import Embedding
 from rtp_jax.layers.mlp import GatedMLP
 from rtp_jax.layers.norm import RMSNorm
+from rtp_jax.layers.target import Target
 from rtp_jax.models.fields import Fields
 from rtp_jax.models.rope_fields import read_rope
 from rtp_jax.models.spec import ModelSpec
@@ -122,8 +124,14 @@ def build_dense(spec: ModelSpec, target: Target) -> Decoder:
         output_bias=spec.output_bias,
         make_norm=(lambda: norm("head_dim", spec.head_dim)) if spec.head_norm else None,
     )
-    mlp = GatedMLP(spec.hidden_size, spec.mlp_size, bias=spec.mlp_bias, dtype=dtype)
-    embedding = Embedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
-    head = None if spec.tied else Embedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
+    mlp = GatedMLP(spec.hidden_size, spec.mlp_size, bias=spec.mlp_bias, target=target)
+    table = partial(Embedding, spec.vocab_size, spec.hidden_size, target=target)
     layer = DecoderLayer(attention, mlp, (norm(), norm()))
-    return Decoder(embedding, layer, norm(), head, Positions(spec.rope, spec.windows))
+    return Decoder(
+        table(is_head=spec.tied),
+        layer,
+        norm(),
+        None if spec.tied else table(is_head=True),
+        Positions(spec.rope, spec.windows),
+        skip_padding=target.skip_padding,
+    )

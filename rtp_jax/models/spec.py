@@ -41,18 +41,34 @@ class ModelSpec:
         return ends + self.num_layers * self._layer_parameters
 
     @property
+    def _matrix_parameters(self) -> int:
+        queries, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return self.hidden_size * (2 * queries + 2 * kv + 3 * self.mlp_size)
+
+    @property
     def _layer_parameters(self) -> int:
         queries, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = self.hidden_size * (2 * queries + 2 * kv)
-        attention += self.qkv_bias * (queries + 2 * kv) + self.output_bias * self.hidden_size
-        attention += self.head_norm * 2 * self.head_dim
-        mlp = 3 * self.hidden_size * self.mlp_size
-        mlp += self.mlp_bias * (2 * self.mlp_size + self.hidden_size)
-        return attention + mlp + 2 * self.hidden_size
+        biases = self.qkv_bias * (queries + 2 * kv) + self.output_bias * self.hidden_size
+        biases += self.mlp_bias * (2 * self.mlp_size + self.hidden_size)
+        norms = self.head_norm * 2 * self.head_dim + 2 * self.hidden_size
+        return self._matrix_parameters + biases + norms
 
-    def weight_bytes(self, itemsize: int) -> int:
-        """Bytes of all weights, with `itemsize` bytes for each number."""
-        return self.num_parameters * itemsize
+    def weight_bytes(
+        self,
+        itemsize: int,
+        matrix_bytes: float | None = None,
+        head_bytes: float | None = None,
+    ) -> int:
+        """Bytes of all weights: `itemsize` for each number.
+
+        Numbers of the layers' matrices take `matrix_bytes`, and those of the matrix that makes
+        logits `head_bytes`, where these are given.
+        """
+        head = self.vocab_size * self.hidden_size
+        matrices = self.num_layers * self._matrix_parameters
+        plain = self.num_parameters - head - matrices
+        matrix_bytes, head_bytes = matrix_bytes or itemsize, head_bytes or itemsize
+        return round(plain * itemsize + matrices * matrix_bytes + head * head_bytes)
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
         """Bytes that one token takes in the KV pages of all layers."""

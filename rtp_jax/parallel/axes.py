@@ -12,4 +12,6 @@ MESH_AXIS = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "groups": None,  # scales of a row
+    "bytes": None,  # of a block of rows, packed for a kernel
 }

@@ -43,6 +43,15 @@ SCHEMES = {
     "int4": Scheme("int4", 4, 128),
 }
 INT4_OFFSET = 8
+# What the matrix that makes logits is kept in: they decide, so never in fewer than eight bits.
+HEAD_SCHEMES = {"int4": "int8_dynamic"}
+
+
+def schemes_of(name: str | None) -> tuple[Scheme, Scheme]:
+    """Give the schemes of a model's matrices: those of its layers, and the one of its head."""
+    if name is None:
+        return PLAIN, PLAIN
+    return SCHEMES[name], SCHEMES[HEAD_SCHEMES.get(name, name)]
 
 
 def num_groups(scheme: Scheme, inner: int) -> int:

@@ -129,6 +129,7 @@ class SlotTable:
         token = (columns.counts - per_row)[owner] + nth  # within the row
         samples = columns.samples[owner] & (token == columns.counts[owner] - 1)
         slots = columns.slots[owner]
+        fields["num_logit_rows"][0] = num
         fields["logit_rows"][:num] = columns.first[owner] + token
         fields["row_slots"][:num] = slots
         fields["row_slots"][num:] = self.null_slot

@@ -74,6 +74,7 @@ def layout(bucket: Bucket, table_width: int) -> Layout:
         "query_start": (rows, "int32"),
         "query_count": (rows, "int32"),
         "page_table": ((bucket.sequences, table_width), "int32"),
+        "num_logit_rows": ((1,), "int32"),
         "logit_rows": (rows, "int32"),  # which token each logit row unembeds
         "row_slots": (rows, "int32"),
         "row_positions": (rows, "int32"),  # position of the token that the row yields

@@ -12,12 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rtp_jax.config import native_cache
+from rtp_jax.kernels.native import library
+from rtp_jax.kernels.native.build import source_hash
 from rtp_jax.kernels.pages import storage_dtype
+from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.quant.schemes import schemes_of
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.device import DeviceFacts
+from rtp_jax.runner.encoders import encoders
 from rtp_jax.runner.programs import environment_key
 from rtp_jax.runner.runner import Runner, StepShapes
 from rtp_jax.weights.loader import LoadProgress, load
@@ -31,6 +37,11 @@ class RunnerPlan:
     """Everything about the runner that was decided on the host."""
 
     dtype: str
+    quantization: str | None  # name of a scheme
+    attention: str  # implementations, by name
+    matmul: str
+    native: str  # level of the C++ kernels, "auto" or "off"
+    skip_padding: bool
     kv_dtype: str
     num_pages: int
     page_size: int
@@ -38,7 +49,6 @@ class RunnerPlan:
     num_slots: int
     vocab_size: int  # ids that may be sampled
     buckets: tuple[Bucket, ...]
-    attention: str
     compile_cache: Path | None
 
 
@@ -46,14 +56,15 @@ def start_runner(
     folder: Path, spec: ModelSpec, plan: RunnerPlan, facts: DeviceFacts, progress: Progress
 ) -> Runner:
     """Load the weights, prepare every program of the lattice and run each once."""
-    bones = skeleton(
-        spec, dtype=jnp.dtype(plan.dtype), platform=facts.platform, attention=plan.attention
-    )
+    _load_native(plan, facts, progress)
+    target = _target(plan, facts)
+    bones = skeleton(spec, target)
     table = architecture(spec.architecture).weight_table(spec)
     loaded = load(
         folder,
         table,
-        bones.parameters,
+        bones.stored,
+        encoders=encoders(bones),
         progress=_Reporter(progress),
         place=lambda _, array: jax.device_put(array, facts.device),
     )
@@ -70,10 +81,35 @@ def start_runner(
     runner = Runner(
         weights=bones.leaves(loaded), build=bones.assemble, shapes=shapes, device=facts.device
     )
-    described = f"{environment_key(facts.device)} {spec} {plan.dtype} {plan.attention} {shapes}"
+    native = library.loaded()
+    kernels = (native.level, source_hash()) if native else ()
+    described = f"{environment_key(facts.device)} {spec} {target} {kernels} {shapes}"
     key = hashlib.sha256(described.encode()).hexdigest()
     runner.compile(folder=plan.compile_cache, key=key, progress=progress)
     return runner
+
+
+def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
+    """Say what the layers are built for."""
+    scheme, head_scheme = schemes_of(plan.quantization)
+    return Target(
+        platform=facts.platform,
+        dtype=jnp.dtype(plan.dtype),
+        attention=plan.attention,
+        matmul=plan.matmul,
+        scheme=scheme,
+        head_scheme=head_scheme,
+        skip_padding=plan.skip_padding,
+    )
+
+
+def _load_native(plan: RunnerPlan, facts: DeviceFacts, progress: Progress) -> None:
+    """Have the C++ kernels ready before layers ask for them, or say once why there are none."""
+    if facts.platform != "cpu" or plan.native == "off":
+        return
+    reason = library.load(native_cache(), level=plan.native, report=progress)
+    if reason:
+        progress(f"no native kernels, so everything runs in XLA, which is slower: {reason}")
 
 
 class _Reporter:

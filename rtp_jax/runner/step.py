@@ -45,8 +45,8 @@ class Model(Protocol):
         """Run the layers over `tokens`: hidden states [tokens, hidden], and the pages."""
         ...
 
-    def unembed(self, hidden: Array, /) -> Array:
-        """Turn hidden states [rows, hidden] into float32 logits [rows, vocab]."""
+    def unembed(self, hidden: Array, rows: Array | None, /) -> Array:
+        """Turn hidden states [rows, hidden] into float32 logits [rows, vocab], of leading rows."""
         ...
 
 
@@ -80,7 +80,7 @@ def run_step(
     )
     model = build(weights)
     hidden, pages = model(tokens, state.pages, step)
-    logits = model.unembed(hidden[fields["logit_rows"]])
+    logits = model.unembed(hidden[fields["logit_rows"]], fields["num_logit_rows"][0])
     sampled = sample(
         logits, history, _row_options(fields), _wide_options(wide), vocab_size=vocab_size
     )

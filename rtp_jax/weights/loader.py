@@ -3,14 +3,15 @@
 Each file is read front to back.  A tensor is converted as soon as its bytes are there, into its row
 of a host buffer that holds one whole (stacked) parameter; when the last row of a parameter is in,
 the buffer is handed to `place`.  Buffers begin on a 64-byte boundary, because there jax takes them
-over without a copy on a CPU.  The peak on the host is the parameters, two blocks, and the largest
-tensor that changes its layout, because that is gathered from several blocks first.
+over without a copy on a CPU.  A parameter that is held in another encoding gets a buffer for each
+row, which is encoded and dropped as soon as it is full.  The peak on the host is the parameters as
+held, two blocks, and twice the largest tensor.
 
 Read next: `plan.py` for what is checked before, `reader.py` for the reading.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
 from rtp_jax.weights.convert import aligned, overflowed, write
+from rtp_jax.weights.encoder import Encoder
 from rtp_jax.weights.plan import Parameters, Placement, Plan, plan
 from rtp_jax.weights.reader import BLOCK, ByteStream, read_blocks
 from rtp_jax.weights.safetensors import Header, Tensor
@@ -46,6 +48,7 @@ def load(
     table: WeightTable,
     parameters: Parameters,
     *,
+    encoders: Mapping[str, Encoder] | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
     place: Place | None = None,
     block_bytes: int = BLOCK,
@@ -56,19 +59,21 @@ def load(
       folder: holds `model.safetensors`, or several files and their index.
       table: which tensor becomes which parameter.
       parameters: dotted path to shape and dtype of every parameter; floats are rounded to it.
+      encoders: for the paths that are held in another encoding than they are stored in.
       progress: called after each block, and at the end.
-      place: turns a complete host array, which is then its own, into a device array: shards it,
-        packs it for a kernel.  By default it goes to the default device.
+      place: turns a complete host array, which is then its own, into a device array.  By default it
+        goes to the default device.
       block_bytes: how much is read at once; two blocks are in memory.
 
     Returns:
-      Dotted path to array, for each of `parameters`.
+      Dotted path to array, for each of `parameters`, or for what its encoder holds instead.
     """
     checkpoint = read_checkpoint(folder)
     loading = Loading(
         checkpoint,
         plan(checkpoint.tensors(), table, parameters),
         parameters,
+        encoders=encoders or {},
         report=progress or (lambda _: None),
         place=place or (lambda _, array: jax.device_put(array)),
         block_bytes=block_bytes,
@@ -88,14 +93,17 @@ class Loading:
         plan: Plan,
         parameters: Parameters,
         *,
+        encoders: Mapping[str, Encoder],
         report: Callable[[LoadProgress], None],
         place: Place,
         block_bytes: int,
     ):
         self.plan, self.parameters, self.report, self.place = plan, parameters, report, place
+        self.encoders = encoders
         self.loaded: dict[str, jax.Array] = {}
         self.rows_left = dict(plan.num_rows)
-        self.incomplete: dict[str, np.ndarray] = {}
+        self.incomplete: dict[str, np.ndarray] = {}  # held parameters that have rows to come
+        self.to_encode: dict[Placement, np.ndarray] = {}  # rows that are being read
         tensors = checkpoint.tensors()
         largest = max((t.end - t.begin for t in tensors.values()), default=0)
         byte = np.dtype(np.uint8)
@@ -143,16 +151,33 @@ class Loading:
     def _row(self, placement: Placement) -> np.ndarray:
         """The part of a host buffer that a tensor fills."""
         path = placement.parameter
+        parameter = self.parameters[path]
+        if path not in self.encoders:
+            return self._held(path, parameter)[(*placement.row, ...)]
+        if placement not in self.to_encode:
+            shape = parameter.shape[len(placement.row) :]
+            self.to_encode[placement] = aligned(shape, np.dtype(parameter.dtype))
+        return self.to_encode[placement]
+
+    def _held(self, path: str, described: jax.ShapeDtypeStruct) -> np.ndarray:
         if path not in self.incomplete:
-            parameter = self.parameters[path]
-            self.incomplete[path] = aligned(parameter.shape, np.dtype(parameter.dtype))
-        return self.incomplete[path][(*placement.row, ...)]
+            self.incomplete[path] = aligned(described.shape, np.dtype(described.dtype))
+        return self.incomplete[path]
 
     def _row_is_full(self, placement: Placement) -> None:
         path = placement.parameter
+        held = [path]
+        if encoder := self.encoders.get(path):
+            held = list(encoder.held)
+            into = {
+                name: self._held(name, described)[(*placement.row, ...)]
+                for name, described in encoder.held.items()
+            }
+            encoder.encode(self.to_encode.pop(placement), into)
         self.rows_left[path] -= 1
         if not self.rows_left[path]:
-            self.loaded[path] = self.place(path, self.incomplete.pop(path))
+            for name in held:
+                self.loaded[name] = self.place(name, self.incomplete.pop(name))
 
     def _count(self, num_bytes: int) -> None:
         self.bytes_done += num_bytes

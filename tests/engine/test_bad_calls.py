@@ -120,7 +120,7 @@ def test_what_comes_later_is_refused_by_name(name):
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"num_pages": 1}, "num_pages"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
-        ({"quantization": "int8"}, "quantization"),
+        ({"quantization": "gptq"}, "quantization"),
     ],
 )
 def test_bad_engine_options_are_refused_by_name(tiny_model, program_cache, options, named):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rtp_jax.kernels.pages import StepInputs, storage_dtype
+from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 
@@ -40,11 +41,11 @@ def inputs(count: int) -> StepInputs:
 def compiled_step(dtype: jnp.dtype):
     """Compile a step with donated pages: the program, its weights and the shape of its pages."""
     spec = read_spec(CONFIG)
-    bones = skeleton(spec, dtype=dtype, platform="cpu")
-    keys = jax.random.split(jax.random.key(0), len(bones.parameters))
+    bones = skeleton(spec, Target("cpu", dtype))
+    keys = jax.random.split(jax.random.key(0), len(bones.held))
     weights = [
         0.2 * jax.random.normal(key, parameter.shape, parameter.dtype)
-        for key, parameter in zip(keys, bones.parameters.values(), strict=True)
+        for key, parameter in zip(keys, bones.held.values(), strict=True)
     ]
     shape = (NUM_PAGES, *spec.kv_page_shape(PAGE_SIZE))
     pages = (jax.ShapeDtypeStruct(shape, storage_dtype(dtype)),)
@@ -96,9 +97,9 @@ def test_padding_does_not_change_a_token(program):
 
 def test_the_step_lowers_for_a_gpu_that_is_not_here():
     spec = read_spec(CONFIG)
-    bones = skeleton(spec, dtype=jnp.dtype("bfloat16"), platform="cuda")
+    bones = skeleton(spec, Target("cuda", jnp.dtype("bfloat16")))
     pages = (jax.ShapeDtypeStruct((9, *spec.kv_page_shape(PAGE_SIZE)), jnp.uint16),)
     step = jax.jit(lambda weights, *rest: bones.assemble(weights)(*rest), donate_argnums=2)
     tokens = jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
-    traced = step.trace(list(bones.parameters.values()), tokens, pages, inputs(5))
+    traced = step.trace(list(bones.held.values()), tokens, pages, inputs(5))
     assert "stablehlo" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rtp_jax.kernels.pages import StepInputs, storage_dtype
+from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture, read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
@@ -52,7 +53,7 @@ def golden(name: str) -> Golden:
 
 def shapes_of(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """List the tensors of a checkpoint, from the weight table."""
-    parameters = skeleton(spec, dtype=jnp.dtype("float32"), platform="cpu").parameters
+    parameters = skeleton(spec, Target("cpu", jnp.dtype("float32"))).stored
     return {
         row.source: parameters[row.parameter].shape[len(row.row) :]
         for row in architecture(spec.architecture).weight_table(spec).rows
@@ -66,9 +67,9 @@ class Run:
         shapes = shapes_of(spec)
         tensors = {name: recipe.tensor(name, shape, seed) for name, shape in shapes.items()}
         save_file(tensors, folder / "model.safetensors")
-        bones = skeleton(spec, dtype=jnp.dtype(dtype), platform="cpu")
+        bones = skeleton(spec, Target("cpu", jnp.dtype(dtype)))
         table = architecture(spec.architecture).weight_table(spec)
-        self.weights = bones.leaves(loader.load(folder, table, bones.parameters))
+        self.weights = bones.leaves(loader.load(folder, table, bones.stored))
         width = CONTEXT // PAGE_SIZE
         rng = np.random.default_rng(0)
         self.table = np.zeros((SEQUENCES, width), np.int32)

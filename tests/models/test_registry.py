@@ -7,6 +7,7 @@ import pytest
 
 from rtp_jax.errors import CheckpointError
 from rtp_jax.layers.rope_frequencies import Linear, Unscaled, Yarn
+from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import ARCHITECTURES, architecture, read_spec
 from rtp_jax.models.skeleton import skeleton
 
@@ -37,14 +38,14 @@ def config(family: str = "LlamaForCausalLM", **changes) -> dict:
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_spec_skeleton_and_table_agree(family, bias, tied):
     spec = read_spec(config(family, attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied))
-    bones = skeleton(spec, dtype=jnp.dtype("bfloat16"), platform="cpu")
-    sizes = [math.prod(parameter.shape) for parameter in bones.parameters.values()]
+    bones = skeleton(spec, Target("cpu", jnp.dtype("bfloat16")))
+    sizes = [math.prod(parameter.shape) for parameter in bones.held.values()]
     assert sum(sizes) == spec.num_parameters
     assert spec.weight_bytes(2) == 2 * sum(sizes)
-    assert {p.dtype for p in bones.parameters.values()} == {jnp.dtype("bfloat16")}
-    assert all(len(bones.axes[path]) == len(p.shape) for path, p in bones.parameters.items())
+    assert {p.dtype for p in bones.held.values()} == {jnp.dtype("bfloat16")}
+    assert all(len(bones.axes[path]) == len(p.shape) for path, p in bones.held.items())
     table = architecture(family).weight_table(spec)
-    assert {row.parameter for row in table.rows} == set(bones.parameters)
+    assert {row.parameter for row in table.rows} == set(bones.stored)
 
 
 def test_sizes_of_a_spec():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rtp_jax.kernels.pages import storage_dtype
+from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.runner.buckets import lattice
@@ -23,7 +24,7 @@ NUM_PAGES, PAGE_SIZE = 6000, 16
 def make_runner(folder: Path, dtype: str) -> Runner:
     """Describe a runner without loading or allocating anything."""
     spec = read_spec(json.loads((folder / "config.json").read_text()))
-    bones = skeleton(spec, dtype=jnp.dtype(dtype), platform="cpu")
+    bones = skeleton(spec, Target("cpu", jnp.dtype(dtype)))
     shapes = StepShapes(
         buckets=lattice(64, 16, deterministic=False),
         page_shapes=((NUM_PAGES, *spec.kv_page_shape(PAGE_SIZE)),),
@@ -34,7 +35,7 @@ def make_runner(folder: Path, dtype: str) -> Runner:
         vocab_size=spec.vocab_size,
         padded_vocab_size=spec.vocab_size,
     )
-    weights = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in bones.parameters.values()]
+    weights = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in bones.held.values()]
     device = jax.devices("cpu")[0]
     return Runner(weights=weights, build=bones.assemble, shapes=shapes, device=device)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 from rtp_jax.kernels.native.build import BuildError, build
+from rtp_jax.kernels.native.handlers import HANDLERS
 from rtp_jax.kernels.native.levels import LEVELS, NAMES, levels_of_this_cpu
 
 
@@ -37,7 +38,6 @@ def load(
     folder: Path,
     *,
     level: str = "auto",
-    handlers: tuple[str, ...],
     report: Callable[[str], None] = lambda _: None,
 ) -> str | None:
     """Build and load the best level this processor runs, or the one named; idempotent.
@@ -54,7 +54,7 @@ def load(
     else:
         reason = None
         for name in names if level == "auto" else [level]:
-            reason = _load(name, folder, handlers, report)
+            reason = _load(name, folder, report)
             if reason is None:
                 return None
     _missing = reason or _missing
@@ -72,9 +72,7 @@ def obstacle() -> str | None:
     return None if _loaded else _missing
 
 
-def _load(
-    name: str, folder: Path, handlers: tuple[str, ...], report: Callable[[str], None]
-) -> str | None:
+def _load(name: str, folder: Path, report: Callable[[str], None]) -> str | None:
     if name in _loaded:
         return None
     level = next(one for one in LEVELS if one.name == name)
@@ -85,7 +83,7 @@ def _load(
     if functions.rtp_prepare():  # asks the kernel for the tile registers
         return f"the operating system does not grant the registers of {name}"
     library = Library(name, functions)
-    for handler in handlers:
+    for handler in HANDLERS:
         capsule = jax.ffi.pycapsule(getattr(functions, handler))
         jax.ffi.register_ffi_target(library.target(handler), capsule, platform="cpu")
     _loaded[name] = library

@@ -1,0 +1,21 @@
+"""What a model is built for: a platform, a dtype, an encoding of its matrices."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from rtp_jax.quant.schemes import PLAIN, Scheme
+
+
+class Target(NamedTuple):
+    """The choices that layers are built with; the same for all layers of a model."""
+
+    platform: str  # "cpu" or "cuda": what programs are compiled for
+    dtype: jnp.dtype  # of activations, and of weights that are not quantized
+    attention: str = "auto"  # implementation of paged attention
+    matmul: str = "auto"  # implementation of products with weights
+    scheme: Scheme = PLAIN  # of the matrices in layers
+    head_scheme: Scheme = PLAIN  # of the matrix that makes logits
+    # Kernels may leave out the padding behind a step's tokens. Not where the arithmetic of a token
+    # must never depend on how many others there are.
+    skip_padding: bool = True

@@ -4,7 +4,8 @@
 
 Between two steps the host schedules one and commits another; if that takes longer than the device
 computes, the device waits.  Prints microseconds per step for sequences that decode, one step ahead,
-without a runner: the median of many steps, in CPU time, so that neighbours do not count.
+without a runner: the median of many steps, in CPU time, so that neighbours do not count.  Behind
+the last of them wait 100 and then 10,000 requests, which must not make a step dearer.
 """
 
 import argparse
@@ -20,26 +21,36 @@ from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.scheduler.scheduler import Scheduler
 
 PROMPT, OUTPUT, PAGE_SIZE = 512, 1024, 16
-SIZES = (1, 16, 64, 256)
-HEADER = f"{'sequences':>10}{'schedule us':>14}{'commit us':>14}{'both us':>14}{'p99 us':>14}"
+CASES = ((1, 0), (16, 0), (64, 0), (256, 0), (64, 100), (64, 10_000))  # running, waiting
+COLUMNS = ("schedule us", "commit us", "both us", "p99 us")
+HEADER = f"{'sequences':>10}{'waiting':>10}" + "".join(f"{name:>14}" for name in COLUMNS)
 
 
 def main(num_steps: int) -> None:
     """Print one row for each number of sequences."""
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
     print(f"{PROMPT} prompt tokens, pages of {PAGE_SIZE}, {num_steps} decode steps\n{HEADER}")
-    for num_sequences in SIZES:
-        schedule, commit = measure(num_sequences, num_steps)
+    for num_sequences, num_waiting in CASES:
+        schedule, commit = measure(num_sequences, num_waiting, num_steps)
         both = [sum(pair) for pair in zip(schedule, commit, strict=True)]
         p99 = sorted(both)[len(both) * 99 // 100]
         medians = [statistics.median(times) * 1e6 for times in (schedule, commit, both)]
-        print(f"{num_sequences:>10}" + "".join(f"{us:>14.0f}" for us in (*medians, p99 * 1e6)))
+        print(
+            f"{num_sequences:>10}{num_waiting:>10}"
+            + "".join(f"{us:>14.0f}" for us in (*medians, p99 * 1e6))
+        )
 
 
-def measure(num_sequences: int, num_steps: int) -> tuple[list[float], list[float]]:
+def measure(
+    num_sequences: int, num_waiting: int, num_steps: int
+) -> tuple[list[float], list[float]]:
     """Return seconds of each schedule and each commit while all sequences decode."""
     scheduler = Scheduler(
-        SchedulerConfig(max_num_seqs=num_sequences, max_num_batched_tokens=8192),
+        SchedulerConfig(
+            max_num_seqs=num_sequences,
+            max_num_batched_tokens=8192,
+            max_waiting=num_sequences + num_waiting,
+        ),
         num_pages=num_sequences * (PROMPT + OUTPUT) // PAGE_SIZE + 1,
         page_size=PAGE_SIZE,
         max_model_len=PROMPT + OUTPUT,
@@ -50,7 +61,7 @@ def measure(num_sequences: int, num_steps: int) -> tuple[list[float], list[float
         prefix_caching=True,
         max_logit_rows=num_sequences,
     )
-    for number in range(num_sequences):
+    for number in range(num_sequences + num_waiting):
         scheduler.add(request(number), 0.0)
     in_flight: StepPlan | None = None
     while in_flight is None or any(row.count > 1 for row in in_flight.rows):
@@ -59,7 +70,7 @@ def measure(num_sequences: int, num_steps: int) -> tuple[list[float], list[float
     for _ in range(num_steps):
         in_flight, *seconds = turn(scheduler, in_flight)
         times.append(seconds)
-    assert len(in_flight.rows) == num_sequences
+    assert len(in_flight.rows) == num_sequences, "requests that wait were admitted"
     schedule, commit = zip(*times, strict=True)
     return list(schedule), list(commit)
 

@@ -5,6 +5,7 @@ size.  Logit rows share the number of sequences: a step samples at most once per
 prompt logprobs need comes out of the same rows.  Read next: `batch.py`, which pads to a bucket.
 """
 
+import math
 from typing import NamedTuple
 
 from rtp_jax.errors import Internal
@@ -25,9 +26,10 @@ class Bucket(NamedTuple):
 def lattice(max_tokens: int, max_sequences: int, *, deterministic: bool) -> tuple[Bucket, ...]:
     """List the buckets of an engine, cheapest first; at most 8.
 
-    Decode-only steps have one token per sequence: 8, 32, ... sequences.  Steps with prefill come
-    with few sequences or with all, and with few tokens or with all.  With `deterministic` there is
-    one bucket, so that a token's arithmetic never depends on how many others share its step.
+    Decode-only steps have one token per sequence: 8, 16, 24, 40 or 64 of 64 sequences.  Steps with
+    prefill come with few sequences or with all, and with few tokens or with all.  With
+    `deterministic` there is one bucket, so that a token's arithmetic never depends on how many
+    others share its step.
     """
     tokens, sequences = _padded(max_tokens), _padded(max_sequences)
     if deterministic:
@@ -57,6 +59,6 @@ def _padded(size: int) -> int:
 
 
 def _ladder(largest: int) -> list[int]:
-    """Sizes 8, 32, 128, ... below `largest`, then `largest`; at most four."""
-    sizes = [SMALLEST * 4**power for power in range(3)]
-    return [size for size in sizes if size < largest] + [largest]
+    """Five sizes from 8 to `largest`, each as many times the one before; fewer if they meet."""
+    steps = (SMALLEST * (largest / SMALLEST) ** (power / 4) for power in range(4))
+    return sorted({*(min(_padded(math.floor(size)), largest) for size in steps), largest})

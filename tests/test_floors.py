@@ -21,8 +21,8 @@ FLOORS = [
     {"layers"},
     {"models", "cache", "speculative", "constraints"},
     {"text", "multimodal", "scheduler", "runner", "delivery"},
-    {"engine", "router"},
-    {"serving", "checkpoints_tools", "benchmark"},
+    {"engine", "router", "benchmark"},  # a benchmark sees servers, never the engine beside it
+    {"serving", "checkpoints_tools"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Rooms that must work where jax is not even installed: they reach it through nobody.

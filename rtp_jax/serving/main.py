@@ -1,10 +1,10 @@
 """The command line: which command was meant, and how it ends.
 
-    rtp-jax generate | chat | serve | info | plan | doctor | --version
+    rtp-jax generate | chat | serve | bench | info | plan | doctor | --version
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Errors are one message, never a
 trace.  Nothing here imports the engine, which takes seconds, before a command needs it.
-Read next: `serve_command.py`, `generate_command.py`, `look_commands.py`.
+Read next: `serve_command.py`, `generate_command.py`, `bench_command.py`, `look_commands.py`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from rtp_jax.errors import InvalidArgument, RtpError, Unimplemented
+from rtp_jax.serving.bench_command import bench
 from rtp_jax.serving.generate_command import chat, generate
 from rtp_jax.serving.look_commands import doctor, info, plan
 from rtp_jax.serving.serve_command import serve
@@ -23,12 +24,13 @@ COMMANDS = {  # name -> what runs, what it does
     "generate": (generate, "continue prompts"),
     "chat": (chat, "talk with a model"),
     "serve": (serve, "serve a model over gRPC"),
+    "bench": (bench, "measure an engine or a server"),
     "info": (info, "say what a model or a server is"),
     "plan": (plan, "show how the memory would be used, without starting"),
     "doctor": (doctor, "check this installation"),
 }
 # What is wrong about how a command was called: options, settings, files of the server.
-USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-52")
+USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-52", "RTPJ-55")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

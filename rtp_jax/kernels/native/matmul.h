@@ -1,0 +1,137 @@
+// Matrix products with packed weights: out[m, o] = sum over i of x[m, i] * weight[o, i].
+//
+// Read next: matmul_tile.h for the inner loops, matmul.cc for the order in which memory is walked.
+//
+// A packed matrix is a row of blocks, each 16 rows (`outer`) of the weight, transposed so that one
+// line of 64 bytes holds all 16 rows at a few consecutive places along `inner`:
+//
+//     plain float32   a line is 16 rows x 1 number        line l: places [l]
+//     plain bfloat16  a line is 16 rows x 2 numbers       line l: places [2l, 2l + 1]
+//     int8            a line is 16 rows x 4 numbers       line l: places [4l .. 4l + 3]
+//     int4            as int8, two lines in one, see below
+//
+//     line of int8:   | r0 i0 i1 i2 i3 | r1 i0 i1 i2 i3 | ... | r15 i0 i1 i2 i3 |
+//
+// 16 lines are a tile of 1 KB: what one AMX instruction multiplies, and what AVX-512 walks line by
+// line with a broadcast of x and without horizontal sums.  `inner` is padded with zeros to whole
+// tiles (16, 32, 64 numbers), `outer` to whole blocks.
+//
+//     block of plain:  | tile | tile | ...
+//     block of int8:   | tile | tile | ... | 16 scales, float32 | 16 sums of rows, int32 |
+//     block of int4:   | group of 128 | group of 128 | ...
+//        group:        | tile of pairs | 16 scales, float32 |
+//        tile of pairs: low halves are the tile of places [0, 64), high halves that of [64, 128);
+//                       each half is value + 8, so 0..15
+//
+// What is multiplied, and how exactly:
+//  - plain and int8, x float32: float32 times float32.
+//  - plain and int8, x bfloat16: exact products of bfloat16, summed in float32, times the scale.
+//  - int8_dynamic: x is rounded to int8 for each token; sums are exact integers.
+//  - int4: x is rounded to int8 for each token and group of 128, so a term errs by at most
+//    |weight| * max |x of its group| / 254 beside the error of the weight; sums of a group are exact.
+// A row of the result does not depend on how many rows are computed with it.
+#pragma once
+#include <cstdint>
+
+namespace rtp {
+
+enum class Scheme : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt8Dynamic = 3, kInt4 = 4 };
+enum class Epilogue : int64_t { kNone = 0, kAdd = 1, kSiluMul = 2 };
+
+constexpr int64_t kBlockRows = 16, kLine = 64, kTile = 1024, kGroup = 128;
+constexpr int64_t kMaxInner = 65536;  // of int8: 255 * 127 * kMaxInner fits an int32
+constexpr int64_t kMaxWeights = 8;    // that share one x in one call
+
+inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How many numbers along `inner` a tile covers.
+inline int64_t tile_inner(Scheme scheme) {
+  switch (scheme) {
+    case Scheme::kFloat32: return 16;
+    case Scheme::kBfloat16: return 32;
+    default: return 64;
+  }
+}
+
+inline int64_t block_bytes(Scheme scheme, int64_t inner) {
+  if (scheme == Scheme::kInt4) return inner / kGroup * (kTile + kLine);
+  int64_t tiles = divided_up(inner, tile_inner(scheme)) * kTile;
+  bool scaled = scheme == Scheme::kInt8 || scheme == Scheme::kInt8Dynamic;
+  return tiles + (scaled ? 2 * kLine : 0);
+}
+
+// Numbers of a caller: rows end to end, float32 or bfloat16.
+struct Rows {
+  void* data = nullptr;
+  bool bfloat16 = false;
+};
+
+// One call.  `outputs` has one entry for each weight, but one for both of kSiluMul.
+struct Linear {
+  Scheme scheme;
+  Epilogue epilogue;
+  int64_t inner;
+  int64_t rows;  // of x that are computed; `total` are there, and the others of `outputs` get zeros
+  int64_t total;
+  Rows x;
+  Rows residual;  // of kAdd, as wide as the output
+  int64_t weights;
+  const uint8_t* blocks[kMaxWeights];
+  int64_t outer[kMaxWeights];  // numbers in a row of the output
+  Rows outputs[kMaxWeights];
+};
+
+enum class Kind;  // of matmul_tile.h: what is multiplied
+
+// A call, cut into items for any number of threads: first all items of `prepare`, then all of
+// `multiply`, in any order and at once.  Memory is that of the thread that made it, which must not
+// make another before this one is done.
+class Product {
+ public:
+  Product(const Linear& linear, int64_t threads);
+  int64_t prepare_items() const { return tiles_ + zero_items_; }
+  int64_t multiply_items() const { return chunks_ * groups_; }
+  // Whether preparing takes so long that it should be shared among threads.
+  bool prepares_much() const { return prepare_items() > 2; }
+  void prepare(int64_t item) const;
+  void multiply(int64_t item) const;
+
+ private:
+  // Two blocks that are multiplied together: neighbours, or those of gate and up for kSiluMul.
+  struct Pair {
+    int64_t weight[2], block[2], count;
+    const uint8_t* data[2];
+  };
+  // Rows that are multiplied together, in tiles.
+  struct Span {
+    int64_t first, tiles;
+  };
+  Pair pair(int64_t index) const;
+  const uint8_t* packed(int64_t tile, int64_t line) const;
+  void prepare_tile(int64_t tile) const;
+  void prepare_row(int64_t row, uint8_t* out, int64_t step) const;
+  void write_zeros(int64_t item) const;
+  template <Kind kind> void multiply_pairs(const Pair*, int64_t count, Span) const;
+  template <Kind kind> void multiply_groups(const Pair&, Span) const;
+  void finish(const Pair&, int64_t tile, const float* sums) const;
+  void scaled(const Pair&, int64_t half, int64_t row, const float* sums, float* out) const;
+
+  Linear call_;
+  Kind kind_;
+  int64_t lines_;      // tiles of packed x along `inner`
+  int64_t expansion_;  // of these, how many meet one tile of a weight
+  int64_t tile_rows_;  // rows in a tile of x: 16, or fewer if there are no more
+  int64_t tiles_, zero_items_;
+  int64_t chunk_;      // tiles of rows that meet a weight while it is in the cache
+  int64_t pass_;       // tiles of a weight along `inner` that are walked at once
+  int64_t group_;      // pairs of an item
+  int64_t pairs_, chunks_, groups_;
+  uint8_t* packed_;
+  float* x_scales_;    // of quantized x: [rows, groups]
+  int32_t* x_sums_;    // of int4: [rows, groups]
+};
+
+// Reads one row of a packed matrix, as numbers [inner].
+void unpack_row(Scheme scheme, const uint8_t* blocks, int64_t row, int64_t inner, float* out);
+
+}  // namespace rtp

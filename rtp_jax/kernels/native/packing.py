@@ -1,0 +1,96 @@
+"""Packs the rows of a weight into the blocks that the native kernels read.
+
+What a block is, is drawn in `matmul.h`; which bytes it holds depends on the scheme and, for plain
+weights, on their dtype.  Calls leave the interpreter's lock, so threads may pack side by side.
+"""
+
+import ctypes
+
+import jax.numpy as jnp
+import numpy as np
+
+from rtp_jax.kernels.native import library
+from rtp_jax.quant.quantized_array import NATIVE, QuantizedArray
+from rtp_jax.quant.schemes import Scheme
+
+BLOCK_ROWS = 16
+INT4_GROUP = 128
+MIN_INNER = 32  # shorter rows would fill the same tile in float32 and in bfloat16
+MAX_INNER = 65536  # so that sums of int8 products fit in int32
+_NUMBERS = {"plain float32": 0, "plain bfloat16": 1, "int8": 2, "int8_dynamic": 3, "int4": 4}
+
+
+def scheme_number(scheme: Scheme, dtype: np.dtype) -> int:
+    """Give the number that `matmul.h` has for a scheme; `dtype` is that of plain numbers."""
+    name = scheme.name if scheme.is_quantized else f"{scheme.name} {np.dtype(dtype).name}"
+    return _NUMBERS[name]
+
+
+def packing_obstacle(scheme: Scheme, inner: int, dtype: np.dtype) -> str | None:
+    """Say in words why rows of `inner` numbers cannot be packed, or return None if they can."""
+    if not scheme.is_quantized and np.dtype(dtype).name not in ("float32", "bfloat16"):
+        return f"it packs plain float32 and bfloat16, not {np.dtype(dtype).name}"
+    if scheme.is_quantized and scheme.name not in _NUMBERS:
+        return f"it does not know the scheme {scheme.name}"
+    if scheme.bits == 4 and scheme.group != INT4_GROUP:
+        return f"its int4 has groups of {INT4_GROUP}, not {scheme.group}"
+    if inner < MIN_INNER:
+        return f"it packs rows of at least {MIN_INNER} numbers, not {inner}"
+    if scheme.is_quantized and inner > MAX_INNER:
+        return f"its integer sums hold rows of {MAX_INNER} numbers, not {inner}"
+    return None
+
+
+def block_bytes(scheme: Scheme, inner: int, dtype: np.dtype) -> int:
+    """Give the bytes of a block of 16 rows of `inner` numbers; `dtype` is that of plain ones."""
+    assert packing_obstacle(scheme, inner, dtype) is None
+    functions = _functions()
+    functions.rtp_block_bytes.restype = ctypes.c_int64
+    return functions.rtp_block_bytes(*_whole(scheme_number(scheme, dtype), inner))
+
+
+def pack_rows(rows: np.ndarray, scheme: Scheme, out: np.ndarray) -> None:
+    """Encode and pack a matrix into whole blocks; rows and places that are absent become zeros.
+
+    Args:
+      rows: float32 or bfloat16 [outer, inner], contiguous.  Plain weights keep its dtype.
+      scheme: as in `quant/schemes.py`, with whose `quantize` this agrees to the bit.
+      out: uint8 [blocks, block_bytes], contiguous; all of it is written.
+    """
+    outer, inner = rows.shape
+    blocks = -(-outer // BLOCK_ROWS)
+    assert out.dtype == np.uint8 and out.flags.c_contiguous and rows.flags.c_contiguous
+    assert out.shape == (blocks, block_bytes(scheme, inner, rows.dtype)), (out.shape, rows.shape)
+    number = scheme_number(scheme, rows.dtype)
+    is_bfloat16 = rows.dtype == jnp.bfloat16
+    _functions().rtp_pack_rows(
+        *_whole(number), _address(rows), *_whole(is_bfloat16, outer, inner), _address(out)
+    )
+
+
+def unpack(weight: QuantizedArray, layer: int, dtype: np.dtype) -> np.ndarray:
+    """Read a packed matrix back as float32 [outer, inner]; `dtype` is that of plain numbers."""
+    assert weight.layout == NATIVE
+    blocks = np.ascontiguousarray(weight.values[layer])
+    out = np.empty((weight.outer, weight.inner), np.float32)
+    _functions().rtp_unpack_rows(
+        *_whole(scheme_number(weight.scheme, dtype)),
+        _address(blocks),
+        *_whole(weight.outer, weight.inner),
+        _address(out),
+    )
+    return out
+
+
+def _functions() -> ctypes.CDLL:
+    found = library.loaded()
+    assert found is not None, "what packs weights has asked `library.obstacle` before"
+    return found.functions
+
+
+def _whole(*numbers: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(number) for number in numbers]
+
+
+def _address(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

@@ -1,0 +1,94 @@
+"""Programs that are broken on purpose, beside whole ones, for `test_gate.py`: a catalogue."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from rtp_jax.runner.programs import Program
+from rtp_jax.runner.step import State
+from tools.gpu_gate import catalogue as real
+from tools.gpu_gate.report import Expectation
+
+ROWS, COLUMNS = 128, 64  # one row for each thread: 64 numbers in its 255 registers
+TOO_WIDE = 256
+NAME = "square_tile"
+
+
+def square_tile(x_ref, out_ref, tile, arrived):
+    """Square a tile in shared memory, with all of it in registers while others may write it."""
+    plgpu.copy_gmem_to_smem(x_ref, tile, arrived)
+    plgpu.barrier_wait(arrived)
+    kept = tile[...]
+    tile[...] = kept + 1.0
+    plgpu.commit_smem()  # a barrier: what is needed behind it cannot be read again
+    tile[...] = kept * tile[...]
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(tile, out_ref)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def kernel(x: jax.Array) -> jax.Array:
+    """Call the kernel on one tile."""
+    scratch = [plgpu.SMEM(x.shape, x.dtype), plgpu.Barrier()]
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return plgpu.kernel(square_tile, out_type=out, scratch_types=scratch)(x)
+
+
+def alone(call: Callable[[jax.Array], jax.Array], columns: int) -> Program:
+    """Make a program of one call on a tile."""
+    tile = jax.ShapeDtypeStruct((ROWS, columns), jnp.float32)
+    return Program("kernel", call, (tile,), tile)
+
+
+def fallen_back(x: jax.Array) -> jax.Array:
+    """Compute much the same without the kernel."""
+    return x * 2.0
+
+
+def small_step() -> tuple[Program, Expectation]:
+    """Describe the smallest step of Qwen3-0.6B with one layer."""
+    whole = real.whole_spec("qwen3-0.6b")
+    spec, plan = real.first_layers(whole, 1), real.planned(whole)
+    return real.step_program(spec, plan, real.buckets()[0]), real.expectation(spec, plan)
+
+
+def whole_step() -> Program:
+    """Leave the step as it is."""
+    return small_step()[0]
+
+
+def copying_step() -> Program:
+    """Let the step read the old pages after it wrote new ones, so that both must exist."""
+    program = small_step()[0]
+
+    def copying(weights, state, *rest):
+        after, sampled = program.function(weights, state, *rest)
+        mixed = tuple(
+            new | jnp.flip(old, 0) for new, old in zip(after.pages, state.pages, strict=True)
+        )
+        return State(mixed, after.history), sampled
+
+    return dataclasses.replace(program, function=copying)
+
+
+def keeping_step() -> Program:
+    """Donate nothing, so that the new state needs a place of its own."""
+    return dataclasses.replace(small_step()[0], donated=())
+
+
+def catalogue() -> dict[str, real.Case]:
+    """List the mutants by name."""
+    of_kernel = Expectation(kernels=(NAME,), max_temp_bytes=0)
+    of_step = small_step()[1]
+    return {
+        "kernel": real.Case(partial(alone, kernel, COLUMNS), of_kernel),
+        "kernel that spills": real.Case(partial(alone, kernel, TOO_WIDE), of_kernel),
+        "kernel that fell back": real.Case(partial(alone, fallen_back, COLUMNS), of_kernel),
+        "step": real.Case(whole_step, of_step),
+        "step that copies": real.Case(copying_step, of_step),
+        "step that keeps": real.Case(keeping_step, of_step),
+    }

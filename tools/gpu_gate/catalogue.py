@@ -1,0 +1,177 @@
+"""Which programs pass the gate, and what is expected of each.
+
+    kernel/NAME            one of our kernels alone
+    step/MODEL/BUCKET      the engine's step for the first two layers of a model
+    whole/MODEL/BUCKET     the same with all layers, every bucket: only in the full set
+
+Steps are described exactly as the engine describes them for an H200: page size, pages, context and
+buckets come from its own memory plan and lattice.  Nothing is allocated.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
+from rtp_jax.engine.build import model_memory
+from rtp_jax.kernels.pages import storage_dtype
+from rtp_jax.layers.target import Target
+from rtp_jax.models.registry import read_spec
+from rtp_jax.models.skeleton import skeleton
+from rtp_jax.models.spec import ModelSpec
+from rtp_jax.runner.buckets import Bucket, lattice
+from rtp_jax.runner.memory_plan import MemoryPlan, plan_memory
+from rtp_jax.runner.programs import Program
+from rtp_jax.runner.runner import Runner, StepShapes
+from tools.gpu_gate.kernels import kernel_cases
+from tools.gpu_gate.report import Expectation
+from tools.model_shapes import config_of
+
+DTYPE = "bfloat16"
+FREE_BYTES = 130 * 10**9  # of an H200, with nothing on it but the runtime
+NUM_LAYERS = 2
+MODELS = ("llama-3.1-8b", "qwen3-0.6b", "qwen3-8b", "qwen3-32b", "qwen3-32b-shard-of-8")
+
+
+class Case(NamedTuple):
+    """A program, made only when it is compiled, and what is expected of it."""
+
+    make: Callable[[], Program]
+    expected: Expectation
+    is_quick: bool = True  # part of every test run
+
+    def weights(self, program: Program) -> list[tuple[int, ...]]:
+        """The shapes of a step's weights, which are its first argument."""
+        leaves = program.arguments[0] if isinstance(program.arguments[0], list) else []
+        return [leaf.shape for leaf in leaves if len(leaf.shape) > 1]
+
+
+@functools.cache
+def catalogue() -> dict[str, Case]:
+    """List every program by name."""
+    cases = {name: Case(make, expected) for name, (make, expected) in kernel_cases().items()}
+    for model in MODELS:
+        cases |= _steps(model, "step", NUM_LAYERS)
+    for model in MODELS:
+        cases |= _steps(model, "whole", None)
+    return cases
+
+
+def quick() -> list[str]:
+    """List what every test run compiles."""
+    return [name for name, case in catalogue().items() if case.is_quick]
+
+
+def whole_spec(model: str) -> ModelSpec:
+    """Return a model, or what one device has of it."""
+    name, _, shards = model.partition("-shard-of-")
+    spec = read_spec(config_of(name))
+    return tensor_shard(spec, int(shards)) if shards else spec
+
+
+def first_layers(spec: ModelSpec, num_layers: int) -> ModelSpec:
+    """Keep only the first layers of a model."""
+    return dataclasses.replace(spec, num_layers=num_layers, windows=spec.windows[:num_layers])
+
+
+def tensor_shard(spec: ModelSpec, shards: int) -> ModelSpec:
+    """Cut heads, MLP and vocabulary as tensor parallelism does: the part of one device."""
+    for size in (spec.num_heads, spec.num_kv_heads, spec.mlp_size, spec.vocab_size):
+        assert size % shards == 0, f"{size} does not divide into {shards} shards"
+    return dataclasses.replace(
+        spec,
+        num_heads=spec.num_heads // shards,
+        num_kv_heads=spec.num_kv_heads // shards,
+        mlp_size=spec.mlp_size // shards,
+        vocab_size=spec.vocab_size // shards,
+    )
+
+
+def planned(spec: ModelSpec) -> MemoryPlan:
+    """Divide the memory of an H200 as the engine does."""
+    return plan_memory(
+        model_memory(spec, None, DTYPE, DTYPE),
+        model=ModelConfig(),
+        cache=CacheConfig(),
+        scheduler=SchedulerConfig(),
+        platform="cuda",
+        free_device_bytes=FREE_BYTES,
+    )
+
+
+def runner_of(spec: ModelSpec, plan: MemoryPlan) -> Runner:
+    """Describe a runner for the GPU: neither weights nor pages exist."""
+    bones = skeleton(spec, Target("cuda", jnp.dtype(DTYPE)))
+    scheduler = SchedulerConfig()
+    shapes = StepShapes(
+        buckets=buckets(),
+        page_shapes=((plan.num_pages, *spec.kv_page_shape(plan.page_size)),),
+        page_dtype=np.dtype(storage_dtype(jnp.dtype(DTYPE))),
+        num_slots=scheduler.max_num_seqs,
+        max_model_len=plan.max_model_len,
+        page_size=plan.page_size,
+        vocab_size=spec.vocab_size,
+        padded_vocab_size=spec.vocab_size,
+    )
+    weights = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in bones.held.values()]
+    return Runner(
+        weights=weights, build=bones.assemble, shapes=shapes, device=jax.devices("cpu")[0]
+    )
+
+
+def buckets() -> tuple[Bucket, ...]:
+    """The lattice of a default engine."""
+    scheduler = SchedulerConfig()
+    return lattice(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, deterministic=False)
+
+
+def _chosen() -> set[Bucket]:
+    """The smallest bucket, the largest, and the first that mixes prefill with decode."""
+    known = buckets()
+    return {
+        known[0],
+        known[-1],
+        next(bucket for bucket in known if bucket.tokens > bucket.sequences),
+    }
+
+
+def _steps(model: str, kind: str, num_layers: int | None) -> dict[str, Case]:
+    """Describe the steps of a model; the number of pages is that of the whole model."""
+    whole = whole_spec(model)
+    plan = planned(whole)
+    spec = whole if num_layers is None else first_layers(whole, num_layers)
+    expected = expectation(spec, plan)
+    return {
+        f"{kind}/{model}/{bucket}": Case(
+            functools.partial(step_program, spec, plan, bucket),
+            expected,
+            num_layers is not None and bucket in _chosen(),
+        )
+        for bucket in buckets()
+    }
+
+
+def expectation(spec: ModelSpec, plan: MemoryPlan) -> Expectation:
+    """Say what a step of a model must be like; its temporaries fit where the plan put them."""
+    pages = int(np.prod((plan.num_pages, *spec.kv_page_shape(plan.page_size))))
+    room = sum(size for what, size in plan.workspace if what != "history")
+    return Expectation(
+        kernels=STEP_KERNELS,
+        kv_bytes=pages * storage_dtype(jnp.dtype(DTYPE)).itemsize,
+        max_temp_bytes=room,
+    )
+
+
+# What every step must call, whatever its size: decode rows and chunks may meet in any of them.
+STEP_KERNELS: tuple[str, ...] = ()
+
+
+def step_program(spec: ModelSpec, plan: MemoryPlan, bucket: Bucket) -> Program:
+    """Describe one step as the runner does."""
+    programs = runner_of(spec, plan).programs()
+    return next(program for program in programs if program.name == f"step-{bucket}")

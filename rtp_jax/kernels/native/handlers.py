@@ -1,3 +1,3 @@
 """The entry points that XLA is told of when a library is loaded."""
 
-HANDLERS: tuple[str, ...] = ("rtp_linear", "rtp_embed")
+HANDLERS: tuple[str, ...] = ("rtp_linear", "rtp_embed", "rtp_attention")

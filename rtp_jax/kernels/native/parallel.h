@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <memory>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -14,8 +15,9 @@ inline void relax() {
 }
 
 // Runs `work(item)` for every item in [0, items), on this thread and those of the pool; items are
-// taken in order, one at a time, so uneven ones balance.  Returns when all are done.  A helper that
-// the pool starts late finds nothing left, but must still be waited for: it reads this frame.
+// taken in order, one at a time, so uneven ones balance.  Returns when all items are done, not when
+// all helpers have run: XLA may run two calls at once on all threads of its pool, and then helpers
+// start only after both have returned.  A helper that late touches nothing but the shared counters.
 template <class Work>
 void parallel_for(xla::ffi::ThreadPool& pool, int64_t items, const Work& work) {
   int64_t helpers = static_cast<int64_t>(pool.num_threads()) - 1;
@@ -24,18 +26,21 @@ void parallel_for(xla::ffi::ThreadPool& pool, int64_t items, const Work& work) {
     for (int64_t item = 0; item < items; ++item) work(item);
     return;
   }
-  std::atomic<int64_t> next{0}, left{helpers};
-  auto run = [&] {
-    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) work(item);
+  struct Progress {
+    std::atomic<int64_t> next{0}, done{0};
   };
-  for (int64_t i = 0; i < helpers; ++i) {
-    pool.Schedule([&] {
-      run();
-      left.fetch_sub(1, std::memory_order_release);
-    });
-  }
+  auto progress = std::make_shared<Progress>();
+  auto run = [progress, items, &work] {
+    int64_t mine = 0;
+    for (int64_t item; (item = progress->next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      work(item);
+      ++mine;
+    }
+    progress->done.fetch_add(mine, std::memory_order_release);
+  };
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([run] { run(); });
   run();
-  while (left.load(std::memory_order_acquire)) relax();
+  while (progress->done.load(std::memory_order_acquire) < items) relax();
 }
 
 }  // namespace rtp

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
-from rtp_jax.kernels.paged_attention import reference, xla_cpu
+from rtp_jax.kernels.paged_attention import native_cpu, reference, xla_cpu
 from rtp_jax.kernels.paged_attention.shape import (
     SCALES,
     SINKS,
@@ -18,7 +18,7 @@ from rtp_jax.kernels.paged_attention.shape import (
 )
 from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs
 
-KERNELS = {"xla_cpu": xla_cpu}
+KERNELS = {"native_cpu": native_cpu, "xla_cpu": xla_cpu}  # best first
 
 
 def paged_attention(

@@ -1,0 +1,349 @@
+// A segment of a tile in bfloat16, on the tile registers of AMX.
+//
+// Scores are computed as K Q^T, so that keys go in as they lie in the pages and each lane is one
+// query row: maxima, weights and sums need nothing across lanes.  For 16 rows and a block:
+//
+//     score[64 keys][16 rows]  = K[64][dim] Q^T         K as it lies, Q packed once for the tile
+//     weight[16 rows][64 keys] = 2^(score - high)       rounded to bfloat16, turned by shuffles
+//     mixed[16 rows][dim]     += weight V               V with two keys side by side, once a block
+#pragma once
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define RTP_ATTENTION_AMX
+#include <immintrin.h>
+
+#include "attention_rows.h"
+
+namespace rtp {
+
+constexpr int64_t kAmxRows = 16;   // query rows, and keys, of a tile register
+constexpr int64_t kAmxDepth = 32;  // bfloat16 numbers of a row of a tile register
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kTileConfig;
+
+// What 16 query rows carry from block to block.
+struct alignas(64) AmxGroup {
+  float high[16], total[16];
+  int32_t first[16], last[16];  // keys that each row sees
+  int64_t from, to;             // keys that any row sees; all rows see [all_from, all_to)
+  int64_t all_from, all_to;
+  uint16_t* query;  // [chunk][pair of dims][row][2]
+  float* mixed;     // [dim / 16][row][16]
+};
+
+struct alignas(64) AmxScratch {
+  Rows rows;
+  uint16_t key[kMaxHeadDim * kBlock];    // [chunk][key][32]
+  uint16_t value[kMaxHeadDim * kBlock];  // [dim / 16][pair of keys][16][2]
+  float score[kBlock * kAmxRows];        // [key][row]
+  uint32_t weight[2 * 16 * 16];          // [half of the block][row][pair of keys]
+};
+
+inline int64_t chunks_of(const Attention& call) {
+  return (call.head_dim + kAmxDepth - 1) / kAmxDepth;
+}
+inline int64_t amx_floats(const Attention& call, const Tile& tile) {
+  const int64_t groups = (tile.rows + kAmxRows - 1) / kAmxRows;
+  const int64_t dims = chunks_of(call) * kAmxDepth;
+  int64_t bytes = sizeof(AmxScratch) + groups * (sizeof(AmxGroup) + dims * kAmxRows * (2 + 4));
+  return bytes / 4 + 64;
+}
+
+// Rows of 16 numbers of 32 bits become columns.
+inline void turn(__m512i (&x)[16]) {
+  __m512i y[16];
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    y[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+    y[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+    y[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+    y[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    x[i] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0x88);
+    x[i + 8] = _mm512_shuffle_i32x4(y[i], y[i + 8], 0xdd);
+  }
+}
+
+// Loads 32 stored numbers as bfloat16; `mask` names those that exist.
+template <Stored kStored>
+inline __m512i load_chunk(const char* row, int64_t chunk, __mmask32 mask) {
+  if constexpr (kStored == Stored::kBfloat16)
+    return _mm512_maskz_loadu_epi16(mask, row + chunk * 64);
+  __m256i bytes = _mm256_maskz_loadu_epi8(mask, row + chunk * 32);
+  if constexpr (kStored == Stored::kInt8) {
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  }
+  const __m512i* table = reinterpret_cast<const __m512i*>(kFloat8.bits);
+  __m512i code = _mm512_cvtepu8_epi16(bytes);
+  __m512i low = _mm512_permutex2var_epi16(_mm512_loadu_si512(table), code,
+                                          _mm512_loadu_si512(table + 1));
+  __m512i high = _mm512_permutex2var_epi16(_mm512_loadu_si512(table + 2), code,
+                                           _mm512_loadu_si512(table + 3));
+  __m512i size = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(code, _mm512_set1_epi16(64)), low,
+                                         high);
+  __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(128)), 8);
+  return _mm512_or_si512(size, sign);
+}
+
+// Copies a block of keys, and lays two values side by side, as the tile registers want them.
+// Meanwhile it asks for the rows of the next block.
+template <Stored kStored>
+inline void pack_block(const Attention& call, AmxScratch& s) {
+  const int64_t chunks = chunks_of(call);
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int64_t c = 0; c < chunks; ++c) {
+    const int64_t left = call.head_dim - c * kAmxDepth;
+    const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
+    char* key = reinterpret_cast<char*>(s.key + c * kBlock * kAmxDepth);
+    char* value = reinterpret_cast<char*>(s.value + c * kBlock * kAmxDepth);
+    for (int64_t k = 0; k < kBlock; k += 2) {
+      _mm512_store_si512(key + k * 64, load_chunk<kStored>(s.rows.key[k], c, mask));
+      _mm512_store_si512(key + k * 64 + 64, load_chunk<kStored>(s.rows.key[k + 1], c, mask));
+      __m512i a = load_chunk<kStored>(s.rows.value[k], c, mask);
+      __m512i b = load_chunk<kStored>(s.rows.value[k + 1], c, mask);
+      _mm512_store_si512(value + k * 32, _mm512_permutex2var_epi16(a, low, b));
+      _mm512_store_si512(value + 2048 + k * 32, _mm512_permutex2var_epi16(a, high, b));
+    }
+  }
+}
+
+inline void score_block(const uint16_t* query, AmxScratch& s, int64_t chunks) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t c = 0; c < chunks; ++c) {
+    const uint16_t* key = s.key + c * kBlock * kAmxDepth;
+    _tile_loadd(4, query + c * 512, 64);
+    _tile_loadd(5, key, 64);
+    _tile_dpbf16ps(0, 5, 4);
+    _tile_loadd(6, key + 512, 64);
+    _tile_dpbf16ps(1, 6, 4);
+    _tile_loadd(7, key + 1024, 64);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_loadd(5, key + 1536, 64);
+    _tile_dpbf16ps(3, 5, 4);
+  }
+  _tile_stored(0, s.score, 64);
+  _tile_stored(1, s.score + 256, 64);
+  _tile_stored(2, s.score + 512, 64);
+  _tile_stored(3, s.score + 768, 64);
+}
+
+// 2^x for x <= 0: relative error below 3e-6, far below the rounding to bfloat16 that follows.
+inline __m512 exp2_short(__m512 x) {
+  __m512 part = _mm512_reduce_ps(x, 1);  // x - floor(x)
+  __m512 sum = _mm512_set1_ps(1.353416724e-02f);
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(5.201146191e-02f));
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(2.414427561e-01f));
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(6.930038346e-01f));
+  sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.000002593f));
+  return _mm512_scalef_ps(sum, x);
+}
+
+// Makes scores final where they are not simply scaled, and hides keys that a row does not see.
+inline void adjust(const Attention& call, const AmxGroup& group, int64_t block, bool hide,
+                   AmxScratch& s) {
+  const __m512i first = _mm512_load_si512(group.first), last = _mm512_load_si512(group.last);
+  for (int64_t k = 0; k < kBlock; ++k) {
+    __m512 x = _mm512_load_ps(s.score + k * 16);
+    if (call.scales) x = _mm512_mul_ps(x, _mm512_set1_ps(s.rows.key_scale[k]));
+    if (call.soft_cap > 0)
+      x = _mm512_mul_ps((__m512)tanh_of((Floats)x * (call.scale / call.soft_cap)),
+                        _mm512_set1_ps(call.soft_cap / call.scale));
+    if (hide) {
+      __m512i at = _mm512_set1_epi32(static_cast<int32_t>(block + k));
+      __mmask16 seen = _mm512_cmple_epi32_mask(first, at) & _mm512_cmpge_epi32_mask(last, at);
+      x = _mm512_mask_blend_ps(seen, _mm512_set1_ps(kMasked), x);
+    }
+    _mm512_store_ps(s.score + k * 16, x);
+  }
+}
+
+// Turns a block of scores into weights, and what was summed before into its share.
+template <bool kHidden, bool kScaled>
+inline void weigh(const Attention& call, AmxGroup& group, AmxScratch& s, int64_t tiles) {
+  const __m512 factor = _mm512_set1_ps(call.scale * kLog2E);
+  const __m512 masked = _mm512_set1_ps(kMasked);
+  __m512 tops[4];
+  for (int i = 0; i < 4; ++i) tops[i] = _mm512_load_ps(s.score + i * 16);
+  for (int64_t k = 4; k < kBlock; k += 4)
+    for (int i = 0; i < 4; ++i)
+      tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s.score + (k + i) * 16));
+  __m512 top = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
+  __m512 old = _mm512_load_ps(group.high);
+  __m512 high = _mm512_max_ps(old, _mm512_mul_ps(top, factor));
+  __mmask16 grown = _mm512_cmp_ps_mask(high, old, _CMP_GT_OQ);
+  __m512 total = _mm512_load_ps(group.total);
+  if (grown) {
+    alignas(64) float decay[16];
+    __m512 by = (__m512)exp2_of((Floats)_mm512_sub_ps(old, high));
+    _mm512_store_ps(decay, by);
+    _mm512_store_ps(group.high, high);
+    total = _mm512_mul_ps(total, by);
+    for (uint32_t rows = grown; rows; rows &= rows - 1) {
+      const int row = __builtin_ctz(rows);
+      const __m512 share = _mm512_set1_ps(decay[row]);
+      for (int64_t t = 0; t < tiles; ++t) {
+        float* at = group.mixed + t * 256 + row * 16;
+        _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), share));
+      }
+    }
+  }
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+  for (int half = 0; half < 2; ++half) {
+    __m512i packed[16];
+    for (int i = 0; i < 16; ++i) {
+      const int64_t k = half * 32 + 2 * i;
+      __m512 x = _mm512_load_ps(s.score + k * 16), y = _mm512_load_ps(s.score + k * 16 + 16);
+      __m512 p = exp2_short(_mm512_fmsub_ps(x, factor, high));
+      __m512 q = exp2_short(_mm512_fmsub_ps(y, factor, high));
+      if (kHidden) {
+        p = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, masked, _CMP_NEQ_UQ), p);
+        q = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, masked, _CMP_NEQ_UQ), q);
+      }
+      even = _mm512_add_ps(even, p);
+      odd = _mm512_add_ps(odd, q);
+      if (kScaled) {
+        p = _mm512_mul_ps(p, _mm512_set1_ps(s.rows.value_scale[k]));
+        q = _mm512_mul_ps(q, _mm512_set1_ps(s.rows.value_scale[k + 1]));
+      }
+      packed[i] = _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(q, p));
+    }
+    turn(packed);
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(s.weight + half * 256 + i * 16, packed[i]);
+  }
+  _mm512_store_ps(group.total, _mm512_add_ps(total, _mm512_add_ps(even, odd)));
+}
+
+inline void mix_block(AmxGroup& group, const AmxScratch& s, int64_t tiles) {
+  _tile_loadd(4, s.weight, 64);
+  _tile_loadd(5, s.weight + 256, 64);
+  for (int64_t t = 0; t < tiles; t += 2) {
+    const uint16_t* value = s.value + t * 1024;
+    float* mixed = group.mixed + t * 256;
+    _tile_loadd(0, mixed, 64);
+    _tile_loadd(1, mixed + 256, 64);
+    _tile_loadd(6, value, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, value + 1024, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(6, value + 512, 64);
+    _tile_dpbf16ps(0, 5, 6);
+    _tile_loadd(7, value + 1536, 64);
+    _tile_dpbf16ps(1, 5, 7);
+    _tile_stored(0, mixed, 64);
+    _tile_stored(1, mixed + 256, 64);
+  }
+}
+
+// Packs the queries of 16 rows, and notes what they see.
+inline void start_group(const Attention& call, const Tile& tile, int64_t row, AmxGroup& group) {
+  const int64_t rows = std::min(kAmxRows, tile.rows - row), chunks = chunks_of(call);
+  for (int64_t c = 0; c < chunks; ++c) {
+    const int64_t left = call.head_dim - c * kAmxDepth;
+    const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
+    __m512i x[16];
+    for (int64_t r = 0; r < kAmxRows; ++r) {
+      const uint16_t* from = static_cast<const uint16_t*>(call.query);
+      from += place(call, tile, row + (r < rows ? r : 0)) + c * kAmxDepth;
+      x[r] = r < rows ? _mm512_maskz_loadu_epi16(mask, from) : _mm512_setzero_si512();
+    }
+    turn(x);
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(group.query + c * 512 + i * 32, x[i]);
+  }
+  for (int64_t r = 0; r < kAmxRows; ++r) {
+    Visible seen = visible(call, tile, row + std::min(r, rows - 1));
+    group.first[r] = static_cast<int32_t>(seen.first);
+    group.last[r] = static_cast<int32_t>(seen.last);
+  }
+  group.from = group.first[0];
+  group.all_from = group.first[15];
+  group.all_to = group.last[0] + 1;
+  group.to = group.last[15] + 1;
+  for (int i = 0; i < 16; ++i) group.high[i] = kMasked, group.total[i] = 0;
+  std::memset(group.mixed, 0, chunks * 2 * 256 * sizeof(float));
+}
+
+template <Stored kStored>
+inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
+                       AmxScratch& s, AmxGroup* groups) {
+  const int64_t num_groups = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
+  const bool special = call.scales || call.soft_cap > 0;
+  for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
+    locate(call, tile, block, end, s.rows);
+    pack_block<kStored>(call, s);
+    for (int64_t g = 0; g < num_groups; ++g) {
+      AmxGroup& group = groups[g];
+      if (group.to <= block || group.from >= block + kBlock) continue;
+      const bool hide = group.all_from > block || group.all_to < block + kBlock;
+      score_block(group.query, s, chunks);
+      if (hide || special) adjust(call, group, block, hide, s);
+      if (call.scales) {
+        weigh<true, true>(call, group, s, 2 * chunks);
+      } else if (hide) {
+        weigh<true, false>(call, group, s, 2 * chunks);
+      } else {
+        weigh<false, false>(call, group, s, 2 * chunks);
+      }
+      mix_block(group, s, 2 * chunks);
+    }
+  }
+}
+
+// Walks over the keys [begin, end) of a segment for all rows of a tile.  `result` gets, for each
+// row, high, total and mixed[head_dim], `stride` floats apart.
+inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
+                        float* memory, float* result, int64_t stride) {
+  const int64_t num_groups = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
+  AmxScratch& s = *reinterpret_cast<AmxScratch*>(memory);
+  AmxGroup* groups = reinterpret_cast<AmxGroup*>(&s + 1);
+  float* mixed = reinterpret_cast<float*>(groups + num_groups);
+  uint16_t* query = reinterpret_cast<uint16_t*>(mixed + num_groups * chunks * 512);
+  for (int64_t g = 0; g < num_groups; ++g) {
+    groups[g].query = query + g * chunks * 512;
+    groups[g].mixed = mixed + g * chunks * 512;
+    start_group(call, tile, g * kAmxRows, groups[g]);
+  }
+  _tile_loadconfig(&kTileConfig);
+  if (call.stored == Stored::kBfloat16) {
+    amx_blocks<Stored::kBfloat16>(call, tile, begin, end, s, groups);
+  } else if (call.stored == Stored::kInt8) {
+    amx_blocks<Stored::kInt8>(call, tile, begin, end, s, groups);
+  } else {
+    amx_blocks<Stored::kFloat8>(call, tile, begin, end, s, groups);
+  }
+  _tile_release();
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const AmxGroup& group = groups[row / kAmxRows];
+    const int64_t lane = row % kAmxRows;
+    float* to = result + row * stride;
+    to[0] = group.high[lane];
+    to[1] = group.total[lane];
+    for (int64_t d = 0; d < call.head_dim; ++d)
+      to[2 + d] = group.mixed[d / 16 * 256 + lane * 16 + d % 16];
+  }
+}
+
+}  // namespace rtp
+#endif

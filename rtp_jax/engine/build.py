@@ -90,15 +90,7 @@ def build(
 ) -> Parts:
     """Build an engine that is ready to serve."""
     decided = decide(model, config)
-    for line in decided.memory.table().splitlines():
-        progress(line)
-    runner = start_runner(
-        decided.folder,
-        decided.spec,
-        _runner_plan(config, decided, progress),
-        decided.facts,
-        progress,
-    )
+    runner = start(decided, config, progress=progress)
     metrics = metrics or Metrics(model_name=decided.name)
     parts = _wire(config, decided, runner, metrics)
     parts.loop.start()
@@ -112,6 +104,14 @@ def build(
     )
     metrics.ready = True
     return parts
+
+
+def start(decided: Decided, config: EngineConfig, *, progress: Progress) -> Runner:
+    """Show the memory plan, load the weights and compile."""
+    for line in decided.memory.table().splitlines():
+        progress(line)
+    plan = _runner_plan(config, decided, progress)
+    return start_runner(decided.folder, decided.spec, plan, decided.facts, progress)
 
 
 def decide(model: str, config: EngineConfig) -> Decided:

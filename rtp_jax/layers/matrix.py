@@ -43,7 +43,7 @@ class Matrix(nnx.Module):
         scheme = fitting(scheme, inner[1])
         layout = _layout(target, scheme, outer[1], inner[1])
         self.encoding = Encoding(scheme, layout, outer[1], inner[1], np.dtype(target.dtype))
-        self.scales = None
+        scales = None
         if layout == NATIVE:
             size = packing.block_bytes(scheme, inner[1], np.dtype(target.dtype))
             blocks = -(-outer[1] // packing.BLOCK_ROWS)
@@ -53,9 +53,10 @@ class Matrix(nnx.Module):
             axes = {outer[0]: rows, inner[0]: columns}
             self.values = parameter(axes, jnp.dtype(values_dtype(scheme)))
             axes = {outer[0]: rows, "groups": num_groups(scheme, inner[1])}
-            self.scales = parameter(axes, jnp.dtype(jnp.float32))
+            scales = parameter(axes, jnp.dtype(jnp.float32))
         else:
             self.values = parameter(dict([outer, inner]), target.dtype)
+        self.scales = scales
         self.values.set_metadata(encoding=self.encoding)
 
     def array(self) -> QuantizedArray:

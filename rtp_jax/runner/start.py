@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rtp_jax.config import native_cache
+from rtp_jax.errors import FailedPrecondition
 from rtp_jax.kernels.native import library
 from rtp_jax.kernels.native.build import source_hash
 from rtp_jax.kernels.pages import storage_dtype
@@ -81,7 +82,7 @@ def start_runner(
     runner = Runner(
         weights=bones.leaves(loaded), build=bones.assemble, shapes=shapes, device=facts.device
     )
-    native = library.loaded()
+    native = library.loaded() if plan.native != "off" else None
     kernels = (native.level, source_hash()) if native else ()
     described = f"{environment_key(facts.device)} {spec} {target} {kernels} {shapes}"
     key = hashlib.sha256(described.encode()).hexdigest()
@@ -92,11 +93,13 @@ def start_runner(
 def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
     """Say what the layers are built for."""
     scheme, head_scheme = schemes_of(plan.quantization)
+    # A library may be there although it is not wanted: another engine of this process loaded it.
+    native = plan.native != "off" or facts.platform != "cpu"
     return Target(
         platform=facts.platform,
         dtype=jnp.dtype(plan.dtype),
-        attention=plan.attention,
-        matmul=plan.matmul,
+        attention=plan.attention if native or plan.attention != "auto" else "xla_cpu",
+        matmul=plan.matmul if native or plan.matmul != "auto" else "xla",
         scheme=scheme,
         head_scheme=head_scheme,
         skip_padding=plan.skip_padding,
@@ -108,6 +111,12 @@ def _load_native(plan: RunnerPlan, facts: DeviceFacts, progress: Progress) -> No
     if facts.platform != "cpu" or plan.native == "off":
         return
     reason = library.load(native_cache(), level=plan.native, report=progress)
+    if reason and plan.native != "auto":
+        raise FailedPrecondition(
+            f"RTPJ-6010 NATIVE_UNAVAILABLE: native={plan.native} was asked for, and {reason}."
+            " Leave native out to run the best there is, or set native=off.",
+            field="native",
+        )
     if reason:
         progress(f"no native kernels, so everything runs in XLA, which is slower: {reason}")
 

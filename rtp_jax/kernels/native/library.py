@@ -31,6 +31,7 @@ class Library:
 
 
 _loaded: dict[str, Library] = {}
+_current: str | None = None  # the level that was asked for last, and is there
 _missing = "the native kernels were not loaded"
 
 
@@ -42,10 +43,12 @@ def load(
 ) -> str | None:
     """Build and load the best level this processor runs, or the one named; idempotent.
 
+    From now on it is what programs are built with.
+
     Returns:
       None if it is loaded, else why not, in words for an `obstacle`.
     """
-    global _missing
+    global _current, _missing
     names = [one.name for one in levels_of_this_cpu()]
     if level not in ("auto", *NAMES):
         reason = f"there is no level {level!r}, only {', '.join(NAMES)}"
@@ -56,15 +59,16 @@ def load(
         for name in names if level == "auto" else [level]:
             reason = _load(name, folder, report)
             if reason is None:
+                _current = name
                 return None
     _missing = reason or _missing
     return _missing
 
 
 def loaded(level: str | None = None) -> Library | None:
-    """Give the library of a level, or the best that is loaded."""
-    names = [one.name for one in LEVELS] if level is None else [level]
-    return next((_loaded[name] for name in names if name in _loaded), None)
+    """Give the library of a level, or the one that programs are built with now."""
+    name = _current if level is None else level
+    return None if name is None else _loaded.get(name)
 
 
 def obstacle() -> str | None:

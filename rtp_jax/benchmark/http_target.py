@@ -48,7 +48,8 @@ class HttpTarget:
         try:
             async with self._session.get(f"{self._root}/models", timeout=timeout) as answer:
                 if answer.status != 200:
-                    raise unreachable(self._address, f"/v1/models answers {answer.status}")
+                    failure = failure_of(answer.status, await answer.text())
+                    raise unreachable(self._address, f"/v1/models: {failure}")
                 card = (await answer.json(content_type=None))["data"][0]
                 named = str(card["id"])
         except (self._aiohttp.ClientError, TimeoutError) as error:

@@ -86,10 +86,13 @@ def plot(path: str, points: Sequence[dict], load: str, title: str) -> None:
     last.plot(loads, [point["output_tokens_per_s"] for point in points], marker="o", label="all")
     if "goodput" in points[0]:
         good = [point["goodput"]["output_tokens_per_s"] for point in points]
-        last.plot(loads, good, marker="o", label="within the objective")
+        last.plot(loads, good, marker="o", linestyle="--", label="within the objective")
     last.set(title="output tokens per second", ylabel="tokens/s", ylim=(0, None))
     for axis in figure.axes:
-        axis.set_xlabel("requests per second" if load == "rate" else load)
+        axis.set_xlabel("requests per second" if load == "rate" else "requests at once")
+        axis.set_xscale("log")  # loads are mostly doubled from one to the next
+        axis.set_xticks(loads, [f"{value:g}" for value in loads])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend()
     partial = Path(path).with_stem(Path(path).stem + ".partial")

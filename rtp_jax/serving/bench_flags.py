@@ -52,6 +52,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         "--stop-at-eos", action="store_true", help="outputs may end before their length"
     )
     parser.add_argument("--timeout", default="600", metavar="S", help="of a request; default: 600")
+    parser.add_argument("--wait", default="0", metavar="S", help="for a server that still starts")
     parser.add_argument("--warmup", default="1", metavar="N", help="requests before; default: 1")
     parser.add_argument("--slo", metavar="LIMITS", help="count goodput: ttft=0.5,tpot=0.05")
     parser.add_argument(

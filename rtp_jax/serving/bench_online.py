@@ -7,6 +7,7 @@ in `benchmark/drive.py`, what is made of it in `benchmark/figures.py`.
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from rtp_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 PACKAGES = ("rtp_jax", "numpy", "grpcio", "aiohttp")
 WARM_TOKENS = 8
+POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,7 @@ class Client:
     asking: Asking
     workload: Workload
     objective: Objective | None
+    wait_s: float  # for a server that still starts
     num_warm: int
     vocab_size: int | None  # None: as the server says
     tokenizer: Tokenizer | None  # prompts go as text
@@ -127,7 +130,7 @@ async def _runs(client: Client, loads: Sequence[Load]) -> tuple[Served, list[lis
     """Drive the server at each load; token ids differ from one load to the next."""
     target = _connected(client.address)
     try:
-        served = await target.describe()
+        served = await _described(target, client.wait_s)
         vocab_size = _vocab_size(client, served)
         asking = replace(client.asking, model=client.asking.model or served.model)
         warm = [Planned(tuple(range(WARM_TOKENS)), WARM_TOKENS)] * client.num_warm
@@ -150,6 +153,18 @@ async def _runs(client: Client, loads: Sequence[Load]) -> tuple[Served, list[lis
         await target.close()
 
 
+async def _described(target: Target, wait_s: float) -> Served:
+    """Ask a server what it serves, again and again while it starts."""
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            return await target.describe()
+        except Unavailable:
+            if time.monotonic() >= until:
+                raise
+        await asyncio.sleep(POLL_S)
+
+
 def _client(parsed: argparse.Namespace, time_scale: float) -> Client:
     seed = count("--seed", parsed.seed, least=0)
     tokenizer = None if parsed.tokenizer is None else load_tokenizer(Path(parsed.tokenizer))
@@ -163,6 +178,7 @@ def _client(parsed: argparse.Namespace, time_scale: float) -> Client:
         asking=asking_of(parsed, address),
         workload=workload_of(parsed, seed=seed, time_scale=time_scale),
         objective=objective_of(parsed),
+        wait_s=number("--wait", parsed.wait, above=-1e-9),
         num_warm=count("--warmup", parsed.warmup, least=0),
         vocab_size=vocab_size,
         tokenizer=tokenizer if parsed.as_text else None,

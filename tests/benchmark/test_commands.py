@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import threading
 from importlib.util import find_spec
 
 import pytest
@@ -227,6 +228,14 @@ def test_a_vocabulary_that_nobody_knows(http_server, capsys):
     assert ended(["serve", "--target", http_server.url]) == 2
     assert "RTPJ-5505 VOCABULARY_UNKNOWN" in capsys.readouterr().err
     assert ended(["serve", "--target", http_server.url, "--vocab-size", "9"]) == 0
+
+
+def test_a_server_that_still_starts(http_server):
+    card, http_server.card = http_server.card, "not yet"
+    arguments = ["serve", "--target", http_server.url, "--num-requests", "1"]
+    assert ended(arguments) == 1
+    threading.Timer(0.3, setattr, (http_server, "card", card)).start()
+    assert ended([*arguments, "--wait", "30"]) == 0
 
 
 def test_when_nothing_completes(http_server, tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""One file for each engine: how it is started and asked, for `bench.peers.worker`."""

@@ -122,8 +122,7 @@ class Runner:
         """Allocate zeroed pages and history; whatever they held is gone."""
         self._state = None  # free the old arrays first
         pages = tuple(
-            jax.device_put(np.zeros(shape, self.shapes.page_dtype), self._device)
-            for shape in self.shapes.page_shapes
+            _zeros(shape, self.shapes.page_dtype, self._device) for shape in self.shapes.page_shapes
         )
         history = jax.device_put(np.zeros(self.shapes.history_shape, np.int32), self._device)
         self._state = State(pages, history)
@@ -215,3 +214,10 @@ class Runner:
             logprob_ids=unused.logprob_ids if wide.logprob_ids is None else put(wide.logprob_ids),
             used=put(np.array(used)),
         )
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, device: Device) -> jax.Array:
+    """Allocate zeros: a CPU's are not touched before they are used, a GPU's are not sent to it."""
+    if device.platform == "cpu":
+        return jax.device_put(np.zeros(shape, dtype), device)
+    return jnp.zeros(shape, dtype, device=device)

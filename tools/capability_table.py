@@ -42,6 +42,7 @@ ROWS = {  # the name that tests use, and what it means
     "typed errors": "a bad request ends alone",
     "fault walls": "a fault of ours ends the request it is about, and no other",
     "gRPC": "unary and streams, tokenize, score, reflection",
+    "HTTP": "OpenAI's completions and chat, streams, log-probabilities, usage",
     "health": "means progress, not only a process",
     "TLS and tokens": "TLS, mTLS, bearer tokens",
     "drain": "SIGTERM finishes what runs and refuses what is new",

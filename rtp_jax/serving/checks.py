@@ -4,6 +4,7 @@ Nothing is accepted and ignored: a field that this server's `.proto` does not ha
 names its number, because its sender meant something by it.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sized
@@ -18,6 +19,7 @@ from rtp_jax.errors import InvalidArgument
 MAX_ID_CHARS = 128
 MAX_IDS_PER_ABORT = 1024
 MAX_SHOWN = 8
+MAX_JSON_DEPTH = 32
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/@+=-]{1,128}")
 M = TypeVar("M", bound=Message)
 
@@ -40,6 +42,32 @@ def parse(message_class: type[M], data: bytes) -> M:
             field=unknown[0],
         )
     return message
+
+
+def parse_json(data: bytes) -> dict:
+    """Read a JSON object, each name once, without the fields that are null: those are not set."""
+    try:
+        body = json.loads(data, parse_constant=_no_number, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise bad_body(f"is not JSON: {reason[:200]}") from None
+    if not isinstance(body, dict):
+        raise bad_body("is not an object")
+    level: list = [body]
+    for _ in range(MAX_JSON_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+    if level:
+        raise bad_body(f"is nested more than {MAX_JSON_DEPTH} deep")
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def bad_body(reason: str) -> InvalidArgument:
+    """Build the error for bytes that are no JSON object."""
+    return InvalidArgument(
+        f"RTPJ-5405 BODY_INVALID: the body {reason}. Send one JSON object in UTF-8, with the header"
+        " `Content-Type: application/json`."
+    )
 
 
 def unknown_fields(message: Message, path: str = "") -> set[str]:
@@ -91,6 +119,17 @@ def missing(field: str, choices: str) -> InvalidArgument:
     return InvalidArgument(
         f"RTPJ-5004 FIELD_MISSING: {field} is not set. Set one of: {choices}.", field=field
     )
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _messages(field: FieldDescriptor, value: object) -> Iterator[Message]:

@@ -29,7 +29,7 @@ from rtp_jax.wire import generation_pb2 as pb
 
 logger = logging.getLogger("rtp_jax.requests")
 SERVICE = pb.DESCRIPTOR.services_by_name["Generation"]
-QUIET = {"Tokenize", "Detokenize", "Abort", "GetModelInfo", "GetServerInfo", "GetLoads"}
+QUIET = {"Tokenize", "Detokenize", "Abort", "GetModelInfo", "GetServerInfo", "GetLoads", "/health"}
 # W3C Trace Context, section 3.2; what is malformed is not passed on
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -139,7 +139,7 @@ class _Wall:
         elif isinstance(error, EndedEarly):
             await self._abort(error.error, error.partial)  # the engine has logged it
         elif isinstance(error, RtpError):
-            self._log(error)
+            log_refusal(self._name, self._request_id, error)
             await self._abort(error)
         elif isinstance(error, asyncio.CancelledError):
             left_s = self._context.time_remaining()
@@ -147,7 +147,7 @@ class _Wall:
             self._count("DEADLINE_EXCEEDED" if late else "CANCELLED")
         elif isinstance(error, Exception):
             logger.exception("%s failed", self._name, exc_info=error)
-            await self._abort(_fault(self._name))
+            await self._abort(fault(self._name))
 
     async def _abort(self, error: RtpError, partial: pb.GenerateResponse | None = None) -> None:
         self._count(code_of(error).name)
@@ -157,15 +157,17 @@ class _Wall:
     def _count(self, code: str) -> None:
         self._metrics.on_rpc(self._name, code)
 
-    def _log(self, error: RtpError) -> None:
-        """Say that a request was refused; the message may quote it, so only its name is shown."""
-        level = logging.DEBUG if self._name in QUIET else logging.WARNING
-        fields = {"request_id": self._request_id, "method": self._name, "error": error.id}
-        words = "request %s refused: %s %s"
-        logger.log(level, words, self._request_id or "-", error.id, error.name, extra=fields)
+
+def log_refusal(name: str, request_id: str, error: RtpError) -> None:
+    """Say that a request was refused; the message may quote it, so only its name is shown."""
+    level = logging.DEBUG if name in QUIET else logging.WARNING
+    fields = {"request_id": request_id, "method": name, "error": error.id}
+    words = "request %s refused: %s %s"
+    logger.log(level, words, request_id or "-", error.id, error.name, extra=fields)
 
 
-def _fault(name: str) -> Internal:
+def fault(name: str) -> Internal:
+    """Build the error for what we did wrong ourselves."""
     return Internal(
         f"RTPJ-5001 METHOD_FAULT: {name} failed for a reason of ours; other calls go on. The"
         " server's log has the trace: please report it."

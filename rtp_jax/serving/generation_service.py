@@ -9,13 +9,14 @@ and `frames.py`.
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 
 from rtp_jax.config import ServerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from rtp_jax.outputs import RequestOutput
 from rtp_jax.sampling_params import OutputKind, SamplingParams
 from rtp_jax.serving.checks import (
     MAX_IDS_PER_ABORT,
@@ -46,7 +47,7 @@ class Asked:
 
     prompt: str | list[int]
     params: SamplingParams
-    options: dict
+    options: dict  # keywords of `stream_async`
 
 
 class GenerationService:
@@ -62,10 +63,9 @@ class GenerationService:
 
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
         """Generate and answer once."""
-        engine = self._engine(request.model)
+        engine = self.engine_for(request.model)
         asked = await self._asked(engine, request, call, OutputKind.FINAL_ONLY)
-        with self._live(asked):
-            output = await last(engine.stream_async(asked.prompt, asked.params, **asked.options))
+        output = await last(self.outputs(engine, asked.prompt, asked.params, asked.options))
         answer = response_message(output, with_prompt_ids=request.return_prompt_token_ids)
         if output.error is not None:
             raise EndedEarly(output.error, answer)
@@ -75,21 +75,20 @@ class GenerationService:
         self, request: pb.GenerateRequest, call: Call
     ) -> AsyncIterator[pb.GenerateFrame]:
         """Generate and yield what is new."""
-        engine = self._engine(request.model)
+        engine = self.engine_for(request.model)
         asked = await self._asked(engine, request, call, OutputKind.DELTA)
         frames = Frames(with_prompt_ids=request.return_prompt_token_ids)
-        outputs = engine.stream_async(asked.prompt, asked.params, **asked.options)
-        with self._live(asked):
-            async with aclosing(outputs):
-                async for output in outputs:
-                    if output.error is not None and output.finished:
-                        raise EndedEarly(output.error, frames.summary(output))
-                    yield frames.frame(output)
+        outputs = self.outputs(engine, asked.prompt, asked.params, asked.options)
+        async with aclosing(outputs):
+            async for output in outputs:
+                if output.error is not None and output.finished:
+                    raise EndedEarly(output.error, frames.summary(output))
+                yield frames.frame(output)
 
     async def Tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """Return the token ids of a text or a conversation."""
-        engine = self._engine(request.model)
-        tokenizer = _tokenizer(engine)
+        engine = self.engine_for(request.model)
+        tokenizer = tokenizer_of(engine)
         match request.WhichOneof("input"):
             case "text":
                 check_text(engine, "text", request.text)
@@ -102,8 +101,8 @@ class GenerationService:
 
     async def Detokenize(self, request: pb.DetokenizeRequest, call: Call) -> pb.DetokenizeResponse:
         """Return the text of token ids."""
-        engine = self._engine(request.model)
-        tokenizer = _tokenizer(engine)
+        engine = self.engine_for(request.model)
+        tokenizer = tokenizer_of(engine)
         at_most("token_ids", request.token_ids, MAX_DETOKENIZE_IDS, what="ids")
         ids, vocab = list(request.token_ids), engine.info.vocab_size
         if wrong := [token_id for token_id in ids if token_id >= vocab]:
@@ -116,7 +115,7 @@ class GenerationService:
 
     async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Return the log-probabilities of given continuations."""
-        engine = self._engine(request.model)
+        engine = self.engine_for(request.model)
         at_most("continuations", request.continuations, MAX_CONTINUATIONS, what="entries")
         prompt = prompt_of(engine, "input", request)
         continuations = [
@@ -126,13 +125,13 @@ class GenerationService:
         scores = await engine.score_async(
             prompt, continuations, deadline_s=_deadline_s(request, call)
         )
-        request_id = self._request_id(request.request_id, call)
+        request_id = self.request_id(request.request_id, call)
         return pb.ScoreResponse(request_id=request_id, scores=map(score_message, scores))
 
     async def Abort(self, request: pb.AbortRequest, call: Call) -> pb.AbortResponse:
         """End requests by id."""
         at_most("request_ids", request.request_ids, MAX_IDS_PER_ABORT, what="ids")
-        engine = self._engine("")
+        engine = self.engine_for("")
         engine.abort([checked_request_id(each, "request_ids") for each in request.request_ids])
         return pb.AbortResponse()
 
@@ -140,7 +139,7 @@ class GenerationService:
         self, request: pb.GetModelInfoRequest, call: Call
     ) -> pb.GetModelInfoResponse:
         """Say which model is served."""
-        return model_info_message(self._engine("").info)
+        return model_info_message(self.engine_for("").info)
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, call: Call
@@ -160,9 +159,20 @@ class GenerationService:
 
     async def GetLoads(self, request: pb.GetLoadsRequest, call: Call) -> pb.GetLoadsResponse:
         """Say how busy the engine is."""
-        return loads_message(self._engine("").loads())
+        return loads_message(self.engine_for("").loads())
 
-    def _engine(self, model: str) -> Served:
+    async def outputs(
+        self, engine: Served, prompt: str | list[int], params: SamplingParams, options: dict
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield what an engine answers; closing this gives the request up."""
+        outputs = engine.stream_async(prompt, params, **options)
+        with self._live(options["request_id"]):
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
+
+    def engine_for(self, model: str) -> Served:
+        """Return the engine, or say that it is not ready or serves another model."""
         if self.engine is None:
             raise Unavailable(
                 "RTPJ-5010 WARMING_UP: the model is being loaded or compiled. Wait until health"
@@ -189,7 +199,7 @@ class GenerationService:
             params = replace(engine.info.default_sampling_params, output_kind=kind)
             params = replace(params, max_tokens=None) if is_chat else params
         options = {
-            "request_id": self._request_id(request.request_id, call),
+            "request_id": self.request_id(request.request_id, call),
             "priority": request.priority,
             "deadline_s": _deadline_s(request, call),
             "cache_salt": request.cache_salt,
@@ -201,9 +211,8 @@ class GenerationService:
         return Asked(prompt, params, options)
 
     @contextmanager
-    def _live(self, asked: Asked) -> Iterator[None]:
+    def _live(self, request_id: str) -> Iterator[None]:
         """Remember a request while it lives, for whoever has to end all of them."""
-        request_id = asked.options["request_id"]
         mine = request_id not in self.live_ids  # else the engine is about to refuse it
         self.live_ids.add(request_id)
         try:
@@ -212,7 +221,7 @@ class GenerationService:
             if mine:
                 self.live_ids.discard(request_id)
 
-    def _request_id(self, given: str, call: Call) -> str:
+    def request_id(self, given: str, call: Call) -> str:
         """Choose the id of a request: its own, or one that is new and starts as its call's."""
         if given:
             return checked_request_id(given, "request_id")
@@ -225,7 +234,8 @@ def _deadline_s(request: pb.GenerateRequest | pb.ScoreRequest, call: Call) -> fl
     return min(call.deadline_s, time.monotonic() + checked_timeout(request.timeout_s))
 
 
-def _tokenizer(engine: Served) -> Tokenizer:
+def tokenizer_of(engine: Served) -> Tokenizer:
+    """Return the tokenizer, or say that this server has none."""
     if engine.tokenizer is None:
         raise FailedPrecondition(
             "RTPJ-5014 TOKENIZER_ABSENT: this server was started with skip_tokenizer_init. Send"

@@ -3,6 +3,7 @@
 `rtp_jax.engine.engine.Engine` is one; tests bring their own.  Read next: `generation_service.py`.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
@@ -101,3 +102,33 @@ async def last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
             output = each
     assert output is not None
     return output
+
+
+async def merged(
+    streams: Sequence[AsyncGenerator[RequestOutput, None]],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """Yield the outputs of several streams as they come, each with the number of its stream.
+
+    The next output of a stream is asked for when the one before has been taken, so whoever reads
+    slowly finds them joined.  Closing this, or an error in one stream, closes all.
+    """
+    waiting = {asyncio.ensure_future(_next(each)): number for number, each in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                number = waiting.pop(task)
+                output = task.result()
+                if output is not None:
+                    waiting[asyncio.ensure_future(_next(streams[number]))] = number
+                    yield number, output
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for each in streams:
+            await each.aclose()
+
+
+async def _next(stream: AsyncGenerator[RequestOutput, None]) -> RequestOutput | None:
+    return await anext(stream, None)

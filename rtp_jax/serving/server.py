@@ -3,7 +3,10 @@
 Read next: `door.py` for what happens around a call, `worker.py` for how it starts and ends.
 """
 
+import contextlib
 import ipaddress
+import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,12 +90,7 @@ def _bind(server: aio.Server, config: ServerConfig) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.port}"
     credentials = _credentials(config)
-    if credentials is None and not config.insecure and not is_loopback(config.host):
-        raise InvalidArgument(
-            f"RTPJ-5204 ADDRESS_NEEDS_TLS: host={config.host} can be reached from other machines"
-            " and there is no TLS. Set tls_cert and tls_key, or insecure=true, or host=127.0.0.1.",
-            field="host",
-        )
+    check_reach(config)
     try:
         if credentials is None:
             return server.add_insecure_port(address)
@@ -103,6 +101,16 @@ def _bind(server: aio.Server, config: ServerConfig) -> int:
             " ours, or no address of this machine. Choose another port (0: a free one) or host.",
             field="port",
         ) from error
+
+
+def check_reach(config: ServerConfig) -> None:
+    """Refuse to listen beyond this machine without TLS, unless somebody insists."""
+    if config.tls_cert is None and not config.insecure and not is_loopback(config.host):
+        raise InvalidArgument(
+            f"RTPJ-5204 ADDRESS_NEEDS_TLS: host={config.host} can be reached from other machines"
+            " and there is no TLS. Set tls_cert and tls_key, or insecure=true, or host=127.0.0.1.",
+            field="host",
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -156,6 +164,61 @@ def _configuration(files: Sequence[bytes]) -> grpc.ServerCertificateConfiguratio
     return grpc.ssl_server_certificate_configuration(
         [(key, cert)], root_certificates=client_ca[0] if client_ca else None
     )
+
+
+def http_socket(config: ServerConfig) -> socket.socket:
+    """Bind and listen where the HTTP door is to be."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    both = config.host == "::" and socket.has_dualstack_ipv6()
+    try:
+        address = (config.host, config.http_port or 0)
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"RTPJ-5401 HTTP_ADDRESS_UNAVAILABLE: {config.host}:{config.http_port} cannot be"
+            f" listened on for HTTP ({error.__class__.__name__}). Choose another http_port (0: a"
+            " free one).",
+            field="http_port",
+        ) from error
+
+
+def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
+    """Return what the HTTP door needs for the same TLS, or None; renewed files are read again.
+
+    Raises:
+      InvalidArgument: the files do not make a certificate and its key.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    paths = [path for path in (config.tls_cert, config.tls_key, config.tls_client_ca) if path]
+
+    def made() -> tuple[list[int], ssl.SSLContext]:
+        stamps = [Path(path).stat().st_mtime_ns for path in paths]
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=config.tls_client_ca)
+        context.load_cert_chain(paths[0], paths[1])
+        if config.tls_client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return stamps, context
+
+    try:
+        stamps, first = made()
+    except OSError as error:  # of which ssl.SSLError is one
+        raise InvalidArgument(
+            f"RTPJ-5409 TLS_PAIR_INVALID: tls_cert={config.tls_cert} and tls_key={config.tls_key}"
+            f" do not work together ({error.__class__.__name__}). Give a certificate and its key.",
+            field="tls_cert",
+        ) from error
+    newest = [stamps, first]
+
+    def renew(connection: ssl.SSLObject, _name: object, _context: ssl.SSLContext) -> None:
+        """Put the newest certificates into a handshake."""
+        with contextlib.suppress(OSError):  # half-way through a renewal
+            if newest[0] != [Path(path).stat().st_mtime_ns for path in paths]:
+                newest[:] = made()
+        connection.context = newest[1]
+
+    first.sni_callback = renew
+    return first
 
 
 def _pem(field: str, path: str) -> bytes:

@@ -1,9 +1,10 @@
-"""Which gRPC status answers which error?  One table, used by the server and, backwards, the client.
+"""Which status answers which error?  One table for gRPC and HTTP; the client reads it backwards.
 
 A status carries `google.rpc.ErrorInfo`, for what may be retried `RetryInfo`, for a field at fault
 `BadRequest`, and our `ErrorDetail` with what was generated so far.  docs/grpc.md shows the table.
 """
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
@@ -30,6 +31,23 @@ CODE_OF = {
     Kind.INTERNAL: StatusCode.INTERNAL,
     Kind.UNIMPLEMENTED: StatusCode.UNIMPLEMENTED,
 }
+# HTTP's code, and what OpenAI calls it; what must not be tried again as it is has no 5xx, because
+# clients retry those.
+HTTP_OF = {
+    Kind.INVALID_ARGUMENT: (400, "invalid_request_error"),
+    Kind.NOT_FOUND: (404, "not_found_error"),
+    Kind.FAILED_PRECONDITION: (400, "invalid_request_error"),
+    Kind.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
+    Kind.DEADLINE_EXCEEDED: (504, "timeout_error"),
+    Kind.CANCELLED: (499, "cancelled_error"),
+    Kind.UNAVAILABLE: (503, "server_error"),
+    Kind.ALREADY_EXISTS: (409, "invalid_request_error"),
+    Kind.UNAUTHENTICATED: (401, "authentication_error"),
+    Kind.PERMISSION_DENIED: (403, "permission_error"),
+    Kind.INTERNAL: (500, "server_error"),
+    Kind.UNIMPLEMENTED: (400, "invalid_request_error"),
+}
+HTTP_CODE_OF_ID = {"RTPJ-5404": 413, "RTPJ-5408": 408}  # where HTTP is more exact
 CLASS_OF = {
     kind: {cls.kind: cls for cls in errors.RtpError.__subclasses__()}[kind] for kind in Kind
 }
@@ -60,13 +78,25 @@ def trailers(
     if request_id:
         metadata.append(("x-request-id", request_id))
     if error.retryable:
-        metadata.append((PUSHBACK_KEY, str(round(1000 * _retry_after_s(error)))))
+        metadata.append((PUSHBACK_KEY, str(round(1000 * retry_delay_s(error)))))
     return tuple(metadata)
 
 
 def code_of(error: RtpError) -> StatusCode:
     """Return the status code of an error."""
     return CODE_OF[error.kind]
+
+
+def http_answer(error: RtpError) -> tuple[int, dict[str, str], dict]:
+    """Return the HTTP status of an error, its headers, and its body as OpenAI's clients read it."""
+    code, kind = HTTP_OF[error.kind]
+    headers = {}
+    if error.retryable:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_delay_s(error))))
+    if code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = {"message": message_of(error), "type": kind, "param": error.field or None}
+    return HTTP_CODE_OF_ID.get(error.id, code), headers, {"error": body | {"code": error.id}}
 
 
 def message_of(error: RtpError) -> str:
@@ -130,7 +160,7 @@ def _details(error: RtpError, request_id: str, partial: pb.GenerateResponse | No
     yield error_details_pb2.ErrorInfo(reason=error.name, domain=DOMAIN, metadata=info)
     if error.retryable:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.CopyFrom(_duration(_retry_after_s(error)))
+        retry.retry_delay.CopyFrom(_duration(retry_delay_s(error)))
         yield retry
     if error.field:
         bad = error_details_pb2.BadRequest()
@@ -145,7 +175,7 @@ def _details(error: RtpError, request_id: str, partial: pb.GenerateResponse | No
         request_id=request_id,
     )
     if error.retryable:
-        detail.retry_after_s = _retry_after_s(error)
+        detail.retry_after_s = retry_delay_s(error)
     if partial is not None:
         detail.partial.CopyFrom(partial)
         detail.partial_is_cut = cut(detail.partial)
@@ -169,7 +199,8 @@ def cut(partial: pb.GenerateResponse) -> bool:
     return True
 
 
-def _retry_after_s(error: RtpError) -> float:
+def retry_delay_s(error: RtpError) -> float:
+    """Return after how many seconds an error may be tried again."""
     return RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
 
 

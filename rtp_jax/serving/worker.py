@@ -1,4 +1,4 @@
-"""One process, one engine, one port: how a server starts, stays fit, and ends.
+"""One process, one engine, its doors: how a server starts, stays fit, and ends.
 
     bind -> build the engine -> canary -> SERVING -> SIGTERM: drain -> exit 0
                                              └ the watchdog: engine lost -> exit 1
@@ -22,6 +22,7 @@ from rtp_jax.errors import RtpError
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.generation_service import GenerationService
 from rtp_jax.serving.health import Watchdog, canary
+from rtp_jax.serving.http_door import HttpDoor
 from rtp_jax.serving.metrics_endpoint import MetricsEndpoint, Probes
 from rtp_jax.serving.served import Served
 from rtp_jax.serving.server import Server
@@ -57,12 +58,18 @@ class _Life:
         self._ended = asyncio.Event()
         self._lost = ""  # why the engine is lost
         self._num_signals = 0
+        self._http: HttpDoor | None = None
 
     async def live(self) -> int:
         worker = self._worker
         server = Server(worker.config, self._service, worker.metrics)
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
             self._watch_signals(stack)
+            if worker.config.http_port is not None:
+                self._http = HttpDoor(worker.config, self._service, server.health, worker.metrics)
+                stack.push_async_callback(self._http.stop)
+                await self._http.start(grace_s=ABORT_GRACE_S)
+                worker.say(f"http on {worker.config.host}:{self._http.port}")
             if worker.config.metrics_port is not None:
                 endpoint = self._metrics_endpoint(server, worker.config.metrics_port)
                 stack.callback(endpoint.close)
@@ -118,7 +125,8 @@ class _Life:
         finally:
             watching.cancel()
             await server.health.say(False, "ended")
-            await server.stop(ABORT_GRACE_S)
+            http = [self._http.stop()] if self._http else []
+            await asyncio.gather(server.stop(ABORT_GRACE_S), *http)
             if not self._lost:
                 await asyncio.to_thread(engine.close)
 
@@ -141,7 +149,7 @@ class _Life:
         self._worker.say(f"the engine is lost: {reason}")
         self._ended.set()
 
-    def _watch_signals(self, stack: contextlib.ExitStack) -> None:
+    def _watch_signals(self, stack: contextlib.AsyncExitStack) -> None:
         if threading.current_thread() is not threading.main_thread():
             return  # signals belong to whoever runs us
         loop = asyncio.get_running_loop()

@@ -54,7 +54,7 @@ def built_in_engine(program_cache):
 def built_in(built_in_engine) -> Iterator[Running]:
     """Return a server around the built-in model."""
     started = Servers()
-    yield started.start(built_in_engine)
+    yield started.start(built_in_engine, http_port=0)
     started.stop()
 
 

@@ -26,6 +26,7 @@ def main() -> int:
     """Run the worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--http-port", type=int)
     parser.add_argument("--load-s", type=float, default=0.0)
     parser.add_argument("--fail", action="store_true")
     parser.add_argument("--die-after", type=float)
@@ -36,7 +37,9 @@ def main() -> int:
     log_to_stderr(as_json=False)
     worker = Worker(
         config=replace(
-            ServerConfig(port=options.port, metrics_port=0), drain_timeout_s=options.drain_timeout_s
+            ServerConfig(port=options.port, metrics_port=0),
+            http_port=options.http_port,
+            drain_timeout_s=options.drain_timeout_s,
         ),
         build=lambda: build(options),
         metrics=Metrics(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from rtp_jax.config import ServerConfig
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.generation_service import GenerationService
+from rtp_jax.serving.http_door import HttpDoor
 from rtp_jax.serving.server import Server
 from tests.serving.fake_engine import FakeEngine
 
@@ -23,6 +24,13 @@ class Running:
     metrics: Metrics
     server: Server
     loop: asyncio.AbstractEventLoop
+    http: HttpDoor | None
+
+    @property
+    def url(self) -> str:
+        """Where its HTTP door listens."""
+        assert self.http is not None
+        return f"http://127.0.0.1:{self.http.port}"
 
     @property
     def address(self) -> str:
@@ -50,6 +58,8 @@ class Servers:
         running = asyncio.run_coroutine_threadsafe(self._start(config, engine), loop).result(30)
 
         def stop() -> None:
+            if running.http is not None:
+                running.run(running.http.stop())
             running.run(running.server.stop(0))
             loop.call_soon_threadsafe(loop.stop)
             thread.join(30)
@@ -62,11 +72,15 @@ class Servers:
         service, metrics = GenerationService(config), Metrics(model_name="fake")
         server = Server(config, service, metrics)
         await server.start()
+        http = None
+        if config.http_port is not None:
+            http = HttpDoor(config, service, server.health, metrics)
+            await http.start(grace_s=0.5)
         if engine:
             service.engine = engine
             await server.health.say(True, "")
         loop = asyncio.get_running_loop()
-        return Running(config, engine, service, metrics, server, loop)
+        return Running(config, engine, service, metrics, server, loop, http)
 
     def stop(self) -> None:
         """Stop them all."""

@@ -14,6 +14,7 @@ import pytest
 from rtp_jax import errors
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client import Client
+from tests.serving.http_client import ask, said
 
 ROOT = Path(__file__).parents[2]
 LONG = SamplingParams(max_tokens=60)  # 1.2 s of `slow`
@@ -102,6 +103,27 @@ def test_it_drains(process):
         assert results[0].outputs[0].finish_reason == "length"
         assert worker.end() == 0
     assert "drained\n" in worker.said
+
+
+@pytest.mark.capability("drain")
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_http_door_drains_with_it(process, stream):
+    worker = process("--http-port", "0")
+    url = "http://" + worker.wait_for("http on ")
+    worker.wait_for("serving fake on")
+    body = {"prompt": "slow", "max_tokens": 60, "stream": stream}
+    results, thread = in_thread(lambda: ask(f"{url}/v1/completions", body))
+    time.sleep(0.3)
+    worker.popen.send_signal(signal.SIGTERM)
+    worker.wait_for("draining: 1 requests left")
+    assert ask(f"{url}/health").status == 503
+    refused = ask(f"{url}/v1/completions", {"prompt": "hello"})
+    assert (refused.status, refused.error["code"]) == (503, "RTPJ-4003")
+    assert refused.headers["Retry-After"] == "1"
+    thread.join()
+    text = said(results[0].events) if stream else results[0].json["choices"][0]["text"]
+    assert text == "slow" * 15
+    assert worker.end() == 0
 
 
 def test_what_does_not_end_in_time_is_aborted(process):

@@ -25,3 +25,12 @@ def lazy(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+if HAS_MOSAIC_GPU:
+    _simulator = lazy("jax._src.pallas.mosaic_gpu.interpret.gpu_callbacks")
+
+
+def races_found() -> bool:
+    """Say whether the last GPU kernel that was simulated, to look for races, had one."""
+    return _simulator.get_races().races_found

@@ -53,7 +53,9 @@ def compiled(implementation: str):
 
 
 def cpu_kernels() -> list[str]:
-    return [name for name, kernel in KERNELS.items() if "cpu" in kernel.PLATFORMS]
+    """Name those that read rows; `native_cpu` reads weights that were packed."""
+    on_cpu = [name for name, kernel in KERNELS.items() if "cpu" in kernel.PLATFORMS]
+    return [name for name in on_cpu if name != "native_cpu"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -74,10 +76,7 @@ def test_reference_is_right(name, shape):
 @pytest.mark.parametrize("kernel", cpu_kernels())
 def test_kernel_matches_reference(kernel, name, shape, dtype):
     x, weight, _ = inputs(name, *shape, dtype=dtype)
-    try:
-        actual = compiled(kernel)(x, weight, jnp.int32(1))
-    except KernelError as reason:
-        pytest.skip(str(reason))
+    actual = compiled(kernel)(x, weight, jnp.int32(1))
     expected = np.asarray(compiled("reference")(x, weight, jnp.int32(1)))
     assert actual.dtype == jnp.float32
     # Sums in another order.  Where numbers of int4 are rounded to bfloat16, each is off by 2**-9 at

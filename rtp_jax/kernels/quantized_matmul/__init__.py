@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
-from rtp_jax.kernels.quantized_matmul import reference, xla
+from rtp_jax.kernels.quantized_matmul import mosaic_gpu, native_cpu, reference, xla
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import QuantizedArray
 
-KERNELS = {"xla": xla}  # best first
+KERNELS = {"native_cpu": native_cpu, "mosaic_gpu": mosaic_gpu, "xla": xla}  # best first
 
 
 def quantized_matmul(

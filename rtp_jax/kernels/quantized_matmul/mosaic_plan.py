@@ -1,0 +1,131 @@
+"""How a matmul is divided among the blocks of a Hopper GPU: plain numbers, decided while tracing.
+
+The matrix is cut into tiles of `outer` rows, the tokens into tiles as well, and each pair of them
+is summed along `inner` in steps.  All steps of all tiles lie on one line, which is cut into equal
+pieces, one for each block, wherever the cuts fall:
+
+    tiles    |---- 0 ----|---- 1 ----|---- 2 ----|---- 3 ----|
+    blocks   |=== a ===|=== b ===|=== c ===|=== d ===|== e ==|
+    part          0    1   0     1  0     1   0     1    0        of the tile
+
+Reading weights is then spread evenly whatever the shape of the matrix.  A tile that was cut has
+several parts, in the order of its blocks, which are added afterwards.
+
+Source: Osama et al. 2023, Stream-K (arXiv:2301.03598), section 4.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rtp_jax.quant.schemes import Scheme
+
+GROUP = 128  # numbers along inner: a step is whole groups, and int4 has a scale for each
+SHARED_BYTES = 227 * 1024 - 2048  # of a Hopper multiprocessor, less barriers and alignment
+ROWS = 64  # of one wgmma
+MAX_TOKENS = 128
+MAX_EQUAL_PARTS = 8
+MIN_STEPS = 2  # of a block: fewer would make too many parts
+
+
+class Tiling(NamedTuple):
+    """How the work is cut; every number may be tuned."""
+
+    warpgroups: int  # of a block, that multiply; one more fetches
+    rows: int  # of the weight, for each warpgroup
+    tokens: int
+    inner: int  # numbers along inner that a step reads
+    stages: int  # steps that are on their way or in use
+    blocks: int = 132  # multiprocessors of the GPU
+
+    @property
+    def outer(self) -> int:
+        """Rows of the weight that a block holds at a time."""
+        return self.warpgroups * self.rows
+
+
+class Plan(NamedTuple):
+    """The line of steps, and where it is cut."""
+
+    steps: int  # of a tile
+    outer_tiles: int
+    token_tiles: int
+    quota: int  # steps of a block
+    blocks: int
+    parts: int  # of the tile that has most of them
+
+    def used(self) -> np.ndarray:
+        """Tell which parts exist, [parts, token_tiles, outer_tiles]."""
+        tiles = np.arange(self.token_tiles * self.outer_tiles)
+        last = ((tiles + 1) * self.steps - 1) // self.quota - tiles * self.steps // self.quota
+        used = np.arange(self.parts)[:, None] <= last
+        return used.reshape(self.parts, self.token_tiles, self.outer_tiles)
+
+
+def plan(tiling: Tiling, bits: int, *, tokens: int, outer: int, inner: int) -> Plan:
+    """Cut the line of steps where it costs least; all sizes are whole tiles.
+
+    Even pieces keep all blocks busy, whole tiles or equal parts of them have fewer parts to add.
+    """
+    steps, outer_tiles, token_tiles = (
+        inner // tiling.inner,
+        outer // tiling.outer,
+        tokens // tiling.tokens,
+    )
+    tiles = outer_tiles * token_tiles
+    quotas = {-(-tiles * steps // tiling.blocks), -(-tiles // tiling.blocks) * steps}
+    quotas |= {steps // parts for parts in range(2, MAX_EQUAL_PARTS + 1) if steps % parts == 0}
+    first = np.arange(tiles) * steps
+    plans = []
+    for quota in sorted(quotas):
+        blocks = -(-tiles * steps // quota)
+        if blocks <= tiling.blocks and quota >= min(MIN_STEPS, steps):
+            parts = int(((first + steps - 1) // quota - first // quota).max()) + 1
+            plans.append(Plan(steps, outer_tiles, token_tiles, quota, blocks, parts))
+    return min(plans, key=lambda plan: _traffic(tiling, plan, bits))
+
+
+def _traffic(tiling: Tiling, plan: Plan, bits: int) -> int:
+    """Count bytes as if every block took as long as the busiest, and parts went through memory."""
+    read = plan.quota * tiling.blocks * tiling.outer * tiling.inner * bits // 8
+    tile_bytes = 4 * tiling.outer * tiling.tokens
+    added = 2 * plan.parts if plan.parts > 1 else 0
+    return read + added * tile_bytes * plan.outer_tiles * plan.token_tiles
+
+
+def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Tiling:
+    """Choose a tiling by the bytes that a stage holds and the registers that sums need.
+
+    Few tokens are bound by reading weights: wide tiles, so that a tile of `x` serves many rows and
+    many warps share the work of decoding.  Many tokens are bound by multiplying: as many sums as
+    registers hold, in two warpgroups; sums for each group of int4 need twice the registers.
+    """
+    columns = -(-tokens // MAX_TOKENS)
+    tile = -(-tokens // (8 * columns)) * 8
+    if tile <= 64:
+        candidates = [(4, ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 1.3)]
+    else:
+        candidates = [(2, 2 * ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 1.3)]
+    if scheme.group is not None and tile > 64:
+        candidates = candidates[1:]
+    costs = {}
+    for warpgroups, rows, weight in candidates:
+        if outer % (warpgroups * rows) == 0:
+            tiling = _deepest(Tiling(warpgroups, rows, tile, GROUP, 2), scheme, inner)
+            choice = plan(tiling, scheme.bits, tokens=tile * columns, outer=outer, inner=inner)
+            costs[tiling] = weight * _traffic(tiling, choice, scheme.bits)
+    return min(costs, key=lambda tiling: costs[tiling])
+
+
+def _deepest(tiling: Tiling, scheme: Scheme, inner: int) -> Tiling:
+    """Read two groups in a step if three such stages fit; have as many stages as fit."""
+    wider = tiling._replace(inner=2 * GROUP)
+    if inner % wider.inner == 0 and 3 * stage_bytes(wider, scheme) <= SHARED_BYTES:
+        tiling = wider
+    return tiling._replace(stages=min(8, SHARED_BYTES // stage_bytes(tiling, scheme)))
+
+
+def stage_bytes(tiling: Tiling, scheme: Scheme) -> int:
+    """Count the bytes of shared memory that one step needs."""
+    of_x = 1 if scheme.dynamic else 2
+    return tiling.inner * (tiling.outer * scheme.bits // 8 + tiling.tokens * of_x)

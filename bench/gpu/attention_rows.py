@@ -255,6 +255,11 @@ def ragged(**options: Any) -> Shape:
     return Shape((200, 65, 1, 130, 64, 300), (1, 1, 1, 130, 10, 70), **options)
 
 
+def gpu_kernels() -> list[str]:
+    """List the implementations that a GPU may run."""
+    return [name for name in KERNELS if not name.startswith("native")]
+
+
 def rows(scale: Scale, limits: Limits) -> list[Row]:
     """List the checks, then the timings."""
     small = {"heads": 4, "kv_heads": 2, "head_dim": 64} if scale.dry else {}
@@ -272,10 +277,10 @@ def rows(scale: Scale, limits: Limits) -> list[Row]:
     found = [
         Row(f"check/attention/{kernel}/{case}", functools.partial(checked, kernel, shape, scale))
         for case, shape in cases.items()
-        for kernel in KERNELS
+        for kernel in gpu_kernels()
     ]
     for case, shape in timed_shapes(scale).items():
-        for kernel in KERNELS:
+        for kernel in gpu_kernels():
             run = functools.partial(timed, kernel, shape, scale, limits)
             found.append(Row(f"attention/{case}/{kernel}", run))
         for kind in ("cudnn", "tokamax") if shape.kv_dtype == "bfloat16" else ():

@@ -137,18 +137,23 @@ def timed(name: str, product: Product, scale: Scale, limits: Limits) -> Mapping[
     return against_floor(found, limits, num_bytes=product.num_bytes, flops=product.flops)
 
 
+def gpu_kernels() -> list[str]:
+    """List the implementations that a GPU may run."""
+    return [name for name in KERNELS if not name.startswith("native")]
+
+
 def rows(scale: Scale, limits: Limits) -> list[Row]:
     """List the checks, then the timings."""
     found = []
     schemes = ["bfloat16", *SCHEMES]
     for scheme in schemes:
         product = Product(scale.pick(96, 8), scale.pick(1024, 128), scale.pick(2048, 256), scheme)
-        for kernel in KERNELS:
+        for kernel in gpu_kernels():
             run = functools.partial(checked, kernel, product, scale)
             found.append(Row(f"check/matmul/{scheme}/{kernel}", run))
     weights = scale.pick(WEIGHTS, {"small": (128, 256)})
     for scheme in schemes:
-        names = ["cublas"] if scheme == "bfloat16" else list(KERNELS)
+        names = ["cublas"] if scheme == "bfloat16" else gpu_kernels()
         for name, (outer, inner) in weights.items():
             for tokens in scale.pick(TOKENS, (8,)):
                 product = Product(tokens, outer, inner, scheme)

@@ -3,8 +3,8 @@
     python bench/gpu/run_all.py --part kernels|engine|peers [--out DIR] [--dry] [--only TEXT]
 
 Each part takes at most eight minutes and goes on where it stopped: what `DIR/PART.json` has is not
-measured again.  Beside it lies `DIR/PART.md`, a table.  `--dry` takes the same way on a CPU with tiny
-shapes, kernels for GPUs simulated; none of its figures means anything.
+measured again.  Beside it lies `DIR/PART.md`, a table.  `--dry` takes the same way on a CPU with
+tiny shapes, kernels for GPUs simulated; none of its figures means anything.
 
 Besides jax with CUDA, flax and NumPy, the parts `kernels` and `engine` need jaxtyping, and whatever
 else `rtp_jax` imports on the way to a runner: tokenizers, jinja2, pyyaml, prometheus-client,
@@ -14,6 +14,7 @@ rows; it does not import jax.
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds")
     options = parser.parse_args(arguments)
     results = Results(options.out, options.part, dry=options.dry, budget_s=options.budget)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # jax takes 0.75 by itself
     part = importlib.import_module(f"bench.gpu.{options.part}_part")
     part.run(results, dry=options.dry, only=options.only)
     counts = results.counts()

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +23,11 @@ from bench.gpu.device import open_device
 from bench.gpu.random_model import draw_instead_of_loading, write_model
 from bench.gpu.results import Results, Row, Skip
 from bench.gpu.timing import Limits, Scale, against_floor, median_s, repeats_for
+from bench.gpu.work import Sizes, Work, works
 from rtp_jax import Engine, SamplingParams
-from rtp_jax.models.registry import read_spec
-from rtp_jax.models.spec import ModelSpec
 from rtp_jax.request import Request, Sequence, StepPlan, StepRow
 
 MODELS = ("qwen3-0.6b", "llama-3.1-8b")
-# batch, context
-DECODES = tuple((batch, 2048) for batch in (1, 8, 16, 32, 64, 128, 256))
-DECODES += ((1, 128), (1, 32768), (16, 16384), (256, 512))
-PREFILLS = ((2048, 0), (2048, 14336))  # new tokens, tokens before them
 GENERATES = ((1, 512, 128), (256, 512, 128))  # requests, prompt, output
 PARAMS = SamplingParams(temperature=0.0, ignore_eos=True)
 
@@ -45,7 +40,7 @@ class Loaded:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-gpu-")
         self._undo = draw_instead_of_loading(scale.device)
 
-    def take(self, name: str) -> tuple[Engine, ModelSpec]:
+    def take(self, name: str) -> tuple[Engine, Sizes]:
         """Return the engine of a model and its sizes; it is built if it is not there."""
         folder = Path(self._folder.name) / name
         if self._broken == name:
@@ -70,7 +65,7 @@ class Loaded:
             )
             self._name, self._broken = name, ""
         assert self._engine is not None
-        return self._engine, read_spec(json.loads((folder / "config.json").read_text()))
+        return self._engine, Sizes.of(json.loads((folder / "config.json").read_text()))
 
     def free(self) -> None:
         """Give the device's memory back."""
@@ -85,63 +80,41 @@ class Loaded:
         self._folder.cleanup()
 
 
-class Work(NamedTuple):
-    """What a step does: each of `batch` sequences brings `new` tokens behind `before` others."""
-
-    batch: int
-    new: int
-    before: int
-
-    def plan(self, page_size: int) -> StepPlan:
-        """Describe the step as the scheduler would; sequence i has pages of its own."""
-        per_sequence = -(-(self.before + self.new) // page_size)
-        rows = []
-        for slot in range(self.batch):
-            request = Request(
-                id=str(slot), prompt_token_ids=(1,) * (self.before + self.new), params=PARAMS
+def plan_of(work: Work, page_size: int) -> StepPlan:
+    """Describe a step as the scheduler would; each sequence has pages of its own."""
+    per_sequence = -(-(work.before + work.new) // page_size)
+    rows = []
+    for slot in range(work.batch):
+        request = Request(
+            id=str(slot), prompt_token_ids=(1,) * (work.before + work.new), params=PARAMS
+        )
+        first = 1 + slot * per_sequence
+        rows.append(
+            StepRow(
+                sequence=Sequence(request, index=0, seed=slot, slot=slot),
+                slot=slot,
+                start=work.before,
+                count=work.new,
+                token_ids=None if work.new == 1 else [1 + i % 100 for i in range(work.new)],
+                pages=list(range(first, first + per_sequence)),
+                first_new_page=0,
+                num_logit_rows=1,
+                samples=True,
             )
-            first = 1 + slot * per_sequence
-            rows.append(
-                StepRow(
-                    sequence=Sequence(request, index=0, seed=slot, slot=slot),
-                    slot=slot,
-                    start=self.before,
-                    count=self.new,
-                    token_ids=None if self.new == 1 else [1 + i % 100 for i in range(self.new)],
-                    pages=list(range(first, first + per_sequence)),
-                    first_new_page=0,
-                    num_logit_rows=1,
-                    samples=True,
-                )
-            )
-        return StepPlan(0, tuple(rows))
-
-    def num_bytes(self, spec: ModelSpec, itemsize: int) -> int:
-        """Bytes that must be read: every weight but unused rows of the embedding, and all KV."""
-        unused = 0 if spec.tied else spec.vocab_size * spec.hidden_size
-        weights = (spec.num_parameters - unused) * itemsize
-        kv = self.batch * (self.before + self.new) * spec.kv_bytes_per_token(itemsize)
-        return weights + kv
-
-    def flops(self, spec: ModelSpec) -> int:
-        """Multiplications and additions: layers for each token, the head for each sequence."""
-        head = spec.vocab_size * spec.hidden_size
-        layers = spec.num_parameters - head * (1 if spec.tied else 2)
-        pairs = self.batch * self.new * (self.before + (self.new + 1) / 2)
-        attention = 4 * spec.num_layers * spec.num_heads * spec.head_dim * pairs
-        return int(2 * layers * self.batch * self.new + 2 * head * self.batch + attention)
+        )
+    return StepPlan(0, tuple(rows))
 
 
 def step(loaded: Loaded, name: str, work: Work, scale: Scale, limits: Limits) -> Mapping[str, Any]:
     """Time one kind of step, enqueued again and again."""
-    engine, spec = loaded.take(name)
+    engine, model = loaded.take(name)
     runner = engine._parts.runner
     shapes, length = runner.shapes, work.before + work.new
     needed = work.batch * -(-length // shapes.page_size)
     if needed >= shapes.page_shapes[0][0] or length >= shapes.max_model_len:
         raise Skip(f"{needed} pages and {length} tokens; there are {shapes.page_shapes[0][0]}")
-    batch = runner.prepare(work.plan(shapes.page_size))
-    sizes = {"num_bytes": work.num_bytes(spec, scale.pick(2, 4)), "flops": work.flops(spec)}
+    batch = runner.prepare(plan_of(work, shapes.page_size))
+    sizes = {"num_bytes": work.num_bytes(model, scale.pick(2, 4)), "flops": work.flops(model)}
     repeats = min(repeats_for(limits.floor(**sizes)[0], dry=scale.dry), 50)
 
     def steps() -> object:
@@ -175,14 +148,9 @@ def generate(
 
 def rows(loaded: Loaded, name: str, scale: Scale, limits: Limits) -> list[Row]:
     """List the rows of one model."""
-    works = {f"decode {b} x {c}": Work(b, 1, c - 1) for b, c in scale.pick(DECODES, ((2, 100),))}
-    works |= {
-        f"prefill {new} behind {before}": Work(1, new, before)
-        for new, before in scale.pick(PREFILLS, ((64, 100),))
-    }
     found = [
         Row(f"{name}/{what}", functools.partial(step, loaded, name, work, scale, limits))
-        for what, work in works.items()
+        for what, work in works(dry=scale.dry).items()
     ]
     for sizes in scale.pick(GENERATES, ((4, 16, 8),)):
         what = "generate {} x ({} in, {} out)".format(*sizes)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bench.gpu.work import shrunk
 from rtp_jax.runner import start
 from tools.model_shapes import config_of
 
@@ -21,11 +22,7 @@ SPREAD = 0.02  # of the weights: activations stay finite through all layers
 
 def write_model(folder: Path, name: str, *, small: bool) -> Path:
     """Write a folder for a model; `small` keeps its kind and little else."""
-    config = config_of(name)
-    if small:
-        config |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-        config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-        config |= {"vocab_size": 512}
+    config = shrunk(config_of(name)) if small else config_of(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     _write_hole(folder / "model.safetensors", config)

@@ -56,11 +56,6 @@ def small_step() -> tuple[Program, Expectation]:
     return real.step_program(spec, plan, real.buckets()[0]), real.expectation(spec, plan)
 
 
-def whole_step() -> Program:
-    """Leave the step as it is."""
-    return small_step()[0]
-
-
 def copying_step() -> Program:
     """Let the step read the old pages after it wrote new ones, so that both must exist."""
     program = small_step()[0]
@@ -75,11 +70,6 @@ def copying_step() -> Program:
     return dataclasses.replace(program, function=copying)
 
 
-def keeping_step() -> Program:
-    """Donate nothing, so that the new state needs a place of its own."""
-    return dataclasses.replace(small_step()[0], donated=())
-
-
 def catalogue() -> dict[str, real.Case]:
     """List the mutants by name."""
     of_kernel = Expectation(kernels=(NAME,), max_temp_bytes=0)
@@ -88,7 +78,5 @@ def catalogue() -> dict[str, real.Case]:
         "kernel": real.Case(partial(alone, kernel, COLUMNS), of_kernel),
         "kernel that spills": real.Case(partial(alone, kernel, TOO_WIDE), of_kernel),
         "kernel that fell back": real.Case(partial(alone, fallen_back, COLUMNS), of_kernel),
-        "step": real.Case(whole_step, of_step),
         "step that copies": real.Case(copying_step, of_step),
-        "step that keeps": real.Case(keeping_step, of_step),
     }

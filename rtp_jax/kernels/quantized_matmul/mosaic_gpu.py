@@ -66,18 +66,17 @@ def quantized_matmul(
     if scheme.dynamic:
         x, row_scale = round_rows(x)
     x = jnp.pad(_by_planes(x, job.planes), ((0, padded - tokens), (0, 0)))
-    live = _live_tiles(rows, tiling, plan)
-    where = jnp.stack(
-        [jnp.int32(layer), live * (plan.outer_tiles * plan.steps), jnp.int32(stream.BIAS)]
-    )
-    parts = stream.stream(x, _words(weight, job.planes), weight.scales, where, job)
+    count = jnp.int32(tokens) if rows is None else rows
+    scalars = stream.Scalars(*(jnp.int32(n).reshape(1) for n in (layer, count, stream.BIAS)))
+    parts = stream.stream(x, _words(weight, job.planes), weight.scales, scalars, job)
     product = _add_parts(parts, tiling, plan)[:tokens]
     if scheme.group is None:
         product *= jax.lax.dynamic_index_in_dim(weight.scales, layer, keepdims=False)[:, 0]
     if row_scale is not None:
         product *= row_scale
     if rows is not None and plan.token_tiles > 1:
-        product = jnp.where(jnp.arange(tokens)[:, None] < live * tiling.tokens, product, 0)
+        tile_start = np.arange(tokens)[:, None] // tiling.tokens * tiling.tokens
+        product = jnp.where(tile_start < rows, product, 0)
     return product
 
 
@@ -97,13 +96,6 @@ def _words(weight: QuantizedArray, planes: int) -> Num[Array, "layers outer word
     layers, outer, count = weight.values.shape
     pairs = weight.values.reshape(layers, outer, count // 2, 2)
     return jax.lax.bitcast_convert_type(pairs, jnp.int16)
-
-
-def _live_tiles(rows: Int32[Array, ""] | None, tiling: Tiling, plan: Plan) -> Int32[Array, ""]:
-    """Count the tiles of tokens that hold a row that matters."""
-    if rows is None or plan.token_tiles == 1:
-        return jnp.int32(plan.token_tiles)
-    return jnp.clip(-(-rows // tiling.tokens), 0, plan.token_tiles)
 
 
 def _add_parts(

@@ -105,7 +105,7 @@ def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Ti
     if tile <= 64:
         candidates = [(4, ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 1.3)]
     else:
-        candidates = [(2, 2 * ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 1.3)]
+        candidates = [(2, 2 * ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 2.0)]
     if scheme.group is not None and tile > 64:
         candidates = candidates[1:]
     costs = {}

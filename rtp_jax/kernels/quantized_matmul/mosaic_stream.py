@@ -55,13 +55,23 @@ class Job(NamedTuple):
         return 1 if self.scheme.dynamic else 16 // self.scheme.bits
 
 
+class Scalars(NamedTuple):
+    """Numbers that a block reads from memory."""
+
+    layer: Int32[Array, "1"]
+    tokens: Int32[Array, "1"]  # how many matter
+    bias: Int32[Array, "1"]  # `BIAS`
+
+
 class Refs(NamedTuple):
     """What a block sees, in the order that the kernel receives it."""
 
     x: Any
     values: Any
     scales: Any
-    where: Any
+    layer: Any
+    tokens: Any
+    bias: Any
     parts: Any
     x_stages: Any
     value_stages: Any
@@ -74,7 +84,7 @@ def stream(
     x: Num[Array, "tokens inner"],
     values: Num[Array, "layers outer words"],
     scales: Float[Array, "layers outer groups"],
-    where: Int32[Array, "3"],
+    scalars: Scalars,
     job: Job,
 ) -> Num[Array, "parts outer tokens"]:
     """Run a plan.
@@ -83,12 +93,12 @@ def stream(
       x: bfloat16, reordered by planes; int8 or float8 for a dynamic scheme.
       values: int16 words of a weight-only scheme; int8 or float8 for a dynamic scheme.
       scales: of the groups of int4; otherwise not read.
-      where: the layer, how many steps of the line are live, and `BIAS`.
+      scalars: three arrays, because joining them would be one more kernel.
       job: what is static.
 
     Returns:
       Parts of sums in float32, or int32 for int8 times int8.  Parts that the plan does not use are
-      undefined, and so are tiles behind the last live step.
+      undefined, and so are tiles of tokens that do not matter.
     """
     tiling = job.tiling
     _, outer, words = values.shape
@@ -125,7 +135,7 @@ def stream(
         thread_name="warpgroup",
         scratch_types=scratch,
         interpret=job.interpret,
-    )(x, values, scales, where)
+    )(x, values, scales, *scalars)
 
 
 def _stages(job: Job, shape: tuple[int, int], dtype: jnp.dtype) -> Any:
@@ -156,8 +166,9 @@ class Block:
         self.refs, self.job = refs, job
         self.warpgroup = jax.lax.axis_index("warpgroup")
         self.number = jax.lax.axis_index("block")
-        self.layer, live = refs.where[0], refs.where[1]
-        self.bias = refs.where[2].astype(jnp.int16)
+        self.layer, self.bias = refs.layer[0], refs.bias[0].astype(jnp.int16)
+        tiles = jnp.minimum(pl.cdiv(refs.tokens[0], job.tiling.tokens), job.plan.token_tiles)
+        live = tiles * (job.plan.outer_tiles * job.plan.steps)
         self.first = self.number * job.plan.quota
         self.last = jnp.maximum(jnp.minimum(self.first + job.plan.quota, live), self.first)
 

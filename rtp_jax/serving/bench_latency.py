@@ -6,6 +6,7 @@ so that none finds its prompts in the prefix cache.  docs/benchmarks.md defines 
 
 import argparse
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -46,6 +47,11 @@ class Stream:
     times_s: list[float] = field(default_factory=list)  # of each output with tokens
     counts: list[int] = field(default_factory=list)  # tokens in each
     num_cached_tokens: int = 0
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per output token; there are at least two."""
+        return (self.times_s[-1] - self.times_s[0]) / (sum(self.counts) - 1)
 
     def tokens_until(self, moment_s: float) -> int:
         """Count the tokens that had come by a moment."""
@@ -130,23 +136,21 @@ def round_figures(streams: Sequence[Stream]) -> dict[str, float]:
     num_decoded = sum(
         stream.tokens_until(end + half) - stream.tokens_until(begin + half) for stream in streams
     )
-    tpots_s = [
-        (stream.times_s[-1] - stream.times_s[0]) / (sum(stream.counts) - 1) for stream in streams
-    ]
     return {
         "prefill_tokens_per_s": sum(stream.num_prompt_tokens for stream in streams) / begin,
         "decode_tokens_per_s": num_decoded / (end - begin),
         "ttft_s": statistics.median(stream.times_s[0] for stream in streams),
-        "tpot_s": statistics.median(tpots_s),
+        "tpot_s": statistics.median(stream.tpot_s for stream in streams),
         "cached_tokens": sum(stream.num_cached_tokens for stream in streams),
     }
 
 
 def _never_whole(streams: Sequence[Stream], begin: float) -> InvalidArgument:
-    ahead = max(stream.tokens_until(begin) for stream in streams)
+    # How many tokens the first ones would have had by then, at their pace; and as many after it.
+    ahead = max(1 + (begin - stream.times_s[0]) / max(stream.tpot_s, 1e-4) for stream in streams)
     return InvalidArgument(
         f"RTPJ-5509 BATCH_NEVER_WHOLE: of {len(streams)} requests one ended before the last had its"
-        f" first token, so the whole batch never decoded together. Raise --output-tokens to"
-        f" {2 * ahead}, or lower --batch.",
+        f" first token, so the whole batch never decoded together. Raise --output-tokens to about"
+        f" {2 * math.ceil(ahead)}, or lower --batch.",
         field="output_tokens",
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import threading
 from importlib.util import find_spec
@@ -97,12 +98,21 @@ def test_trace_options_that_contradict(tmp_path, capsys):
     assert "RTPJ-5502" in capsys.readouterr().err
 
 
-def test_latency_of_a_real_engine(tiny_model, program_cache, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def bare_model(tiny_model, tmp_path_factory) -> str:
+    """Return a checkpoint without a tokenizer."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model / name, folder)
+    return str(folder)
+
+
+def test_latency_of_a_real_engine(bare_model, program_cache, tmp_path, capsys):
     path = tmp_path / "latency.json"
     options = [f"--compile-cache={program_cache}", *ENGINE]
     arguments = ["--batch", "2", "--prompt-tokens", "40", "--output-tokens", "12"]
     arguments += ["--rounds", "3", "--json", str(path)]
-    assert ended(["latency", str(tiny_model), *options, *arguments]) == 0
+    assert ended(["latency", bare_model, *options, *arguments]) == 0
     record = written(path)
     for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "ttft_s", "tpot_s"):
         low, high = record["ranges"][name]
@@ -132,17 +142,17 @@ def test_decoding_is_timed_while_the_whole_batch_decodes():
     assert found["tpot_s"] == pytest.approx(0.01)
     # From 0.071 to 0.110: four steps begun, two tokens each; all but 1 ms of them is inside.
     assert found["decode_tokens_per_s"] == pytest.approx(8 / 0.039)
-    early = Stream(5, [0.01, 0.02], [1, 1])
-    with pytest.raises(InvalidArgument, match=r"RTPJ-5509 BATCH_NEVER_WHOLE.*tokens to 4"):
+    early = Stream(5, [0.012, 0.022], [1, 1])  # six more steps until the second begins, so 7 tokens
+    with pytest.raises(InvalidArgument, match=r"RTPJ-5509 BATCH_NEVER_WHOLE.*tokens to about 14"):
         round_figures([early, second])
 
 
-def test_throughput_of_a_real_engine(tiny_model, program_cache, tmp_path, capsys):
+def test_throughput_of_a_real_engine(bare_model, program_cache, tmp_path, capsys):
     path, trace = tmp_path / "throughput.json", tmp_path / "t.jsonl"
     options = [f"--compile-cache={program_cache}", *ENGINE, "--json", str(path)]
     arguments = ["--num-requests", "9", "--prompt-tokens", "uniform:33:60"]
     arguments += ["--output-tokens", "5", "--shared-prefix", "0.5", "--rounds", "2"]
-    assert ended(["throughput", str(tiny_model), *options, *arguments]) == 0
+    assert ended(["throughput", bare_model, *options, *arguments]) == 0
     record = written(path)
     assert record["output_tokens"] == 45
     assert 33 * 9 <= record["prompt_tokens"] <= 60 * 9
@@ -151,7 +161,7 @@ def test_throughput_of_a_real_engine(tiny_model, program_cache, tmp_path, capsys
     assert record["workload"]["prompt_tokens"] == "uniform:33:60"
     assert "requests_per_s" in capsys.readouterr().out
     trace.write_text('{"prompt_token_ids": [5, 6, 7], "output_length": 3}\n')
-    assert ended(["throughput", str(tiny_model), *options, "--trace", str(trace)]) == 0
+    assert ended(["throughput", bare_model, *options, "--trace", str(trace)]) == 0
     record = written(path)
     assert (record["output_tokens"], record["workload"]["num_requests"]) == (3, 1)
 

@@ -3,12 +3,13 @@
 A weight is a matrix [outer, inner], as checkpoints store it; a row has one scale, or one for each
 group of consecutive numbers along `inner`:
 
-    number[o, i] = value[o, i] * scale[o, i // group]           int8, int8_dynamic
+    number[o, i] = value[o, i] * scale[o, i // group]           int8, int8_dynamic, fp8
     number[o, i] = (value[o, i] - 8) * scale[o, i // group]     int4: values 0..15, two in a byte,
                                                                 the even one in the low half
 
 What the operation does with activations is part of the scheme: `int8` and `int4` multiply numbers
-as the model computes them, `int8_dynamic` rounds each token to int8 by its own largest number.
+as the model computes them, `int8_dynamic` rounds each token to int8 by its own largest number, and
+`fp8` to float8_e4m3fn, of which its weights are as well.
 
 Everything here is plain NumPy and is the definition: faster quantizers must agree to the bit.
 """
@@ -28,7 +29,8 @@ class Scheme(NamedTuple):
     name: str
     bits: int  # of one stored number
     group: int | None  # numbers along `inner` that share a scale; None: all of a row
-    dynamic: bool = False  # activations are rounded to int8 as well
+    dynamic: bool = False  # activations are rounded as well, each token by its largest number
+    floating: bool = False  # values are float8_e4m3fn, not integers
 
     @property
     def is_quantized(self) -> bool:
@@ -41,8 +43,10 @@ SCHEMES = {
     "int8": Scheme("int8", 8, None),
     "int8_dynamic": Scheme("int8_dynamic", 8, None, dynamic=True),
     "int4": Scheme("int4", 4, 128),
+    "fp8": Scheme("fp8", 8, None, dynamic=True, floating=True),
 }
 INT4_OFFSET = 8
+INT8_MAX, FP8_MAX = 127, 448  # the largest values
 # What the matrix that makes logits is kept in: they decide, so never in fewer than eight bits.
 HEAD_SCHEMES = {"int4": "int8_dynamic"}
 
@@ -68,6 +72,8 @@ def values_shape(scheme: Scheme, outer: int, inner: int) -> tuple[int, int]:
 
 def values_dtype(scheme: Scheme) -> np.dtype:
     """Dtype of the stored values of a quantized scheme."""
+    if scheme.floating:
+        return np.dtype(ml_dtypes.float8_e4m3fn)
     return np.dtype(np.uint8 if scheme.bits == 4 else np.int8)
 
 
@@ -76,15 +82,17 @@ def quantize(numbers: Array, scheme: Scheme) -> tuple[Array, Array]:
 
     Returns:
       Values as `values_shape` says, and scales [outer, groups] float32.  The scale of a group is
-      its largest magnitude over 127 (int8) or over 8, with the sign that makes it value 0 (int4),
-      as GGML's Q4_0 does; a group of zeros has scale 0.
+      its largest magnitude over 127 (int8), 448 (fp8) or 8, with the sign that makes it value 0
+      (int4), as GGML's Q4_0 does; a group of zeros has scale 0.
     """
     assert numbers.dtype in (np.float32, ml_dtypes.bfloat16)
     outer, inner = numbers.shape
     groups = numbers.astype(np.float32).reshape(outer, num_groups(scheme, inner), -1)
     if scheme.bits == 8:
-        scales = np.abs(groups).max(-1) / np.float32(127)
-        values = np.rint(_divided(groups, scales)).astype(np.int8)
+        largest = FP8_MAX if scheme.floating else INT8_MAX
+        scales = np.abs(groups).max(-1) / np.float32(largest)
+        values = _divided(groups, scales)
+        values = (values if scheme.floating else np.rint(values)).astype(values_dtype(scheme))
         return values.reshape(outer, inner), scales
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
     scales = extreme / np.float32(-INT4_OFFSET)

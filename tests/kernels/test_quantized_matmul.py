@@ -10,7 +10,7 @@ import pytest
 from rtp_jax.errors import KernelError
 from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray, plain
-from rtp_jax.quant.schemes import SCHEMES, dequantize, quantize
+from rtp_jax.quant.schemes import SCHEMES, Scheme, dequantize, quantize
 
 LAYERS = 3
 SHAPES = [(1, 128, 16), (5, 256, 48), (64, 384, 40)]  # tokens, inner, outer
@@ -36,14 +36,14 @@ def inputs(
     return x, weight, np.stack([dequantize(*layer, scheme) for layer in encoded]).astype(np.float64)
 
 
-def exact(x: np.ndarray, numbers: np.ndarray, dynamic: bool) -> np.ndarray:
+def exact(x: np.ndarray, numbers: np.ndarray, scheme: Scheme) -> np.ndarray:
     """Multiply in float64, rounding rows by the definition first if the scheme does."""
-    if not dynamic:
+    if not scheme.dynamic:
         return x.astype(np.float64) @ numbers.T
-    x = x.astype(np.float32)
-    scale = np.abs(x).max(1, keepdims=True) / np.float32(127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    return (np.rint(x * inverse) * scale.astype(np.float64)) @ numbers.T
+    # A dynamic scheme rounds rows of activations as it rounds rows of weights.
+    return (
+        dequantize(*quantize(x.astype(np.float32), scheme), scheme).astype(np.float64) @ numbers.T
+    )
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def cpu_kernels() -> list[str]:
 def test_reference_is_right(name, shape):
     x, weight, numbers = inputs(name, *shape)
     for layer in range(LAYERS):
-        expected = exact(np.asarray(x), numbers[layer], weight.scheme.dynamic)
+        expected = exact(np.asarray(x), numbers[layer], weight.scheme)
         # float32 sums of `inner` products, whose errors grow like its square root.
         atol = 4 * np.sqrt(shape[1]) * np.finfo(np.float32).eps * np.abs(expected).max()
         actual = compiled("reference")(x, weight, jnp.int32(layer))

@@ -29,13 +29,14 @@ needs_mosaic = pytest.mark.skipif(not compat.HAS_MOSAIC_GPU, reason="needs jax 0
 MATRICES = [(6144, 4096), (4096, 14336), (28672, 4096), (1024, 3072), (151936, 1024), (64, 128)]
 
 
-def weights(name: str, outer: int, inner: int) -> QuantizedArray:
-    """Draw two layers."""
+def weights(name: str, outer: int, inner: int, **changes: int) -> QuantizedArray:
+    """Draw two layers in a scheme, or one that is like it."""
+    scheme = SCHEMES[name]._replace(**changes)
     draw = np.random.default_rng(0)
     dense = draw.standard_normal((2, outer, inner)).astype(np.float32)
-    encoded = [quantize(matrix, SCHEMES[name]) for matrix in dense]
+    encoded = [quantize(matrix, scheme) for matrix in dense]
     values, scales = (jnp.asarray(np.stack(part)) for part in zip(*encoded, strict=True))
-    return QuantizedArray(values, scales, SCHEMES[name], ROWS, outer=outer, inner=inner)
+    return QuantizedArray(values, scales, scheme, ROWS, outer=outer, inner=inner)
 
 
 def rows_of(tokens: int, inner: int) -> jax.Array:
@@ -73,6 +74,7 @@ def assert_close(actual, expected) -> None:
         ("int8", Tiling(1, 64, 8, 128, 2, blocks=3)),
         ("int4", Tiling(1, 64, 8, 128, 2, blocks=3)),
         ("int8_dynamic", Tiling(1, 64, 8, 128, 2, blocks=3)),
+        ("fp8", Tiling(1, 64, 8, 128, 2, blocks=3)),
         # Two warpgroups share the tile of x, a step has two groups, and stages are used twice.
         ("int4", Tiling(2, 64, 8, 256, 1, blocks=1)),
     ],
@@ -158,6 +160,7 @@ def test_large_matrices_keep_the_gpu_busy():
         (rows_of(8, 256), weights("int8", 96, 256), r"reads 64 rows of 128 .* is \[96, 256\]"),
         (rows_of(8, 192), weights("int8", 64, 192), r"reads 64 rows of 128 .* is \[64, 192\]"),
         (rows_of(8, 256).astype(jnp.float32), weights("int4", 64, 256), "x is float32"),
+        (rows_of(8, 256), weights("int4", 64, 256, group=64), "groups have 128 .* weight 64"),
     ],
 )
 def test_what_it_cannot_serve_it_says(x, weight, reason):

@@ -27,8 +27,8 @@ def quantized_matmul(
     """Multiply `x` by the transposed matrix of one layer: `x @ number(weight[layer]).T`.
 
     Args:
-      x: float32 or bfloat16.  A dynamic scheme rounds each row to int8 by its largest magnitude
-        over 127, halves to even; the others multiply `x` as it is.
+      x: float32 or bfloat16.  A dynamic scheme rounds each row to the kind of its values by its
+        largest magnitude, halves to even; the others multiply `x` as it is.
       weight: a stack of matrices [outer, inner]; see `quant/schemes.py` for their numbers.
       layer: which matrix of the stack.
       rows: how many leading rows of `x` matter; the others are finite, and what comes of them is

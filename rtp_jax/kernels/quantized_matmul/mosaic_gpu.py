@@ -31,6 +31,8 @@ def obstacle(call: MatmulShape) -> str | None:
         return "plain weights are multiplied by XLA"
     if call.layout != ROWS:
         return f"it reads the layout {ROWS!r} and the weight has {call.layout!r}"
+    if call.scheme.group not in (None, GROUP):
+        return f"its groups have {GROUP} numbers and those of the weight {call.scheme.group}"
     if call.dtype != jnp.bfloat16 and not call.scheme.dynamic:
         return f"wgmma multiplies bfloat16 and x is {call.dtype}"
     if call.outer % mosaic_plan.ROWS or call.inner % GROUP:
@@ -64,7 +66,7 @@ def quantized_matmul(
 
     row_scale = None
     if scheme.dynamic:
-        x, row_scale = round_rows(x)
+        x, row_scale = round_rows(x, scheme)
     x = jnp.pad(_by_planes(x, job.planes), ((0, padded - tokens), (0, 0)))
     count = jnp.int32(tokens) if rows is None else rows
     scalars = stream.Scalars(*(jnp.int32(n).reshape(1) for n in (layer, count, stream.BIAS)))

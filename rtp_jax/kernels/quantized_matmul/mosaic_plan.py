@@ -98,7 +98,7 @@ def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Ti
 
     Few tokens are bound by reading weights: wide tiles, so that a tile of `x` serves many rows and
     many warps share the work of decoding.  Many tokens are bound by multiplying: as many sums as
-    registers hold, in two warpgroups; sums for each group of int4 need twice the registers.
+    registers hold, in two warpgroups; sums for each group need twice the registers.
     """
     columns = -(-tokens // MAX_TOKENS)
     tile = -(-tokens // (8 * columns)) * 8
@@ -106,7 +106,7 @@ def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Ti
         candidates = [(4, ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 1.3)]
     else:
         candidates = [(2, 2 * ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 2.0)]
-    if scheme.group is not None and tile > 64:
+    if sums_groups(scheme) and tile > 64:
         candidates = candidates[1:]
     costs = {}
     for warpgroups, rows, weight in candidates:
@@ -115,6 +115,15 @@ def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Ti
             choice = plan(tiling, scheme.bits, tokens=tile * columns, outer=outer, inner=inner)
             costs[tiling] = weight * _traffic(tiling, choice, scheme.bits)
     return min(costs, key=lambda tiling: costs[tiling])
+
+
+def sums_groups(scheme: Scheme) -> bool:
+    """Say whether each group is summed apart: it has a scale, or wgmma's sums are not float32.
+
+    Sums of float8 products keep some 14 bits within wgmma (DeepSeek-AI 2024, arXiv:2412.19437,
+    section 3.3.2), which must not happen over thousands of them.
+    """
+    return scheme.group is not None or scheme.floating
 
 
 def _deepest(tiling: Tiling, scheme: Scheme, inner: int) -> Tiling:

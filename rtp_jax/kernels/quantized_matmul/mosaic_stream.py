@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float, Int16, Int32, Num
 
-from rtp_jax.kernels.quantized_matmul.mosaic_plan import GROUP, Plan, Tiling
+from rtp_jax.kernels.quantized_matmul.mosaic_plan import GROUP, Plan, Tiling, sums_groups
 from rtp_jax.quant.schemes import INT4_OFFSET, Scheme
 
 BIAS = 0x4300  # 128 in bfloat16
@@ -207,7 +207,6 @@ class Block:
     def multiply(self) -> None:
         """Sum up every tile that the piece of the line touches, and store its part."""
         refs, tiling, plan = self.refs, self.job.tiling, self.job.plan
-        grouped = self.job.scheme.group is not None
         first_tile = jax.lax.div(self.first, plan.steps)
 
         def sum_tile(number, slot):
@@ -216,7 +215,7 @@ class Block:
             end = jnp.minimum(self.last, (tile + 1) * plan.steps)
             rows, tokens = self._spans(tile)
             rows = pl.ds(rows.start + self.warpgroup * tiling.rows, tiling.rows)
-            if grouped:
+            if sums_groups(self.job.scheme):
                 along = begin - tile * plan.steps
                 total, slot = self._sum_groups(begin, end, slot, (rows, along))
             else:
@@ -260,7 +259,7 @@ class Block:
         return pl.run_scoped(run, Sums(shape, sums))
 
     def _sum_groups(self, begin, end, slot, at):
-        """Sum steps of one tile where every group has a scale."""
+        """Sum steps of one tile group by group, each with its scale if there are any."""
         tiling, refs = self.job.tiling, self.refs
         (rows, along), groups = at, tiling.inner // GROUP
         shape = (tiling.rows, tiling.tokens)
@@ -273,6 +272,7 @@ class Block:
                     refs.scales.at[self.layer, rows, column + group], layout=BY_ROW, optimized=False
                 )
                 for group in range(groups)
+                if self.job.scheme.group is not None
             ]
             plgpu.barrier_wait(refs.full.at[slot])
             for group in range(groups):
@@ -282,7 +282,9 @@ class Block:
                     return part[...]
 
                 part = pl.run_scoped(run, Sums(shape, jnp.float32))
-                total += part * jax.lax.broadcast_in_dim(scales[group], shape, (0,))
+                if scales:
+                    part *= jax.lax.broadcast_in_dim(scales[group], shape, (0,))
+                total += part
             plgpu.barrier_arrive(refs.empty.at[slot])
             return total, self._next(slot)
 

@@ -24,7 +24,7 @@ def quantized_matmul(
     del rows
     x = x.astype(jnp.float32)
     if weight.scheme.dynamic:
-        values, scale = round_rows(x)
+        values, scale = round_rows(x, weight.scheme)
         x = values.astype(jnp.float32) * scale
     return jnp.dot(x, numbers(weight, layer).T, precision=jax.lax.Precision.HIGHEST)
 

@@ -1,8 +1,8 @@
 """Quantized matmul in plain XLA, for both platforms: what runs where no kernel can.
 
-`plain` and `int8_dynamic` are one dot of operands as they are stored, on a fast path of both
-platforms.  Weight-only schemes are decoded first, which on the CPU writes the decoded matrix to
-memory at every call: correct, and no faster than the plain weight.
+`plain`, `int8_dynamic` and `fp8` are one dot of operands as they are stored; a GPU has a fast path
+for each of them, and the CPU for the first two.  Weight-only schemes are decoded first, which on
+the CPU writes the decoded matrix to memory at every call: correct, and no faster than plain.
 
 A bfloat16 or int8 dot of one row leaves the CPU's fast path and takes longer than one of eight, so
 a lone row is padded.
@@ -47,8 +47,9 @@ def quantized_matmul(
         return _dot(x, values.astype(x.dtype))[:tokens]
     scales = jax.lax.dynamic_index_in_dim(weight.scales, layer, keepdims=False)
     if weight.scheme.dynamic:
-        rounded, scale = round_rows(x)
-        product = _dot(rounded, values, jnp.int32).astype(jnp.float32) * scale * scales[:, 0]
+        rounded, scale = round_rows(x, weight.scheme)
+        sums = jnp.float32 if weight.scheme.floating else jnp.int32
+        product = _dot(rounded, values, sums).astype(jnp.float32) * scale * scales[:, 0]
     elif weight.scheme.bits == 8:  # int8 is exact in bfloat16, so the scale can wait
         product = _dot(x, values.astype(x.dtype)) * scales[:, 0]
     else:

@@ -215,7 +215,7 @@ class Metrics:
         self.compile_after_ready += self.ready
 
     def on_rpc(self, method: str, code: str) -> None:
-        """Count an answer of the gRPC door by its status code."""
+        """Count an answer of a door by its status code, which HTTP shares with gRPC."""
         self.rpcs[method, code] += 1
 
     def set_loads(
@@ -292,7 +292,7 @@ class _Collector:
         yield config
         if prefix == OWN:
             labels = ["model_name", "method", "code"]
-            rpcs = CounterMetricFamily(OWN + "rpcs", "Answers of the gRPC door", labels=labels)
+            rpcs = CounterMetricFamily(OWN + "rpcs", "Answers of the doors", labels=labels)
             for (method, code), count in list(self.metrics.rpcs.items()):
                 rpcs.add_metric([model_name, method, code], float(count))
             yield rpcs

@@ -112,6 +112,11 @@ async def merged(
     The next output of a stream is asked for when the one before has been taken, so whoever reads
     slowly finds them joined.  Closing this, or an error in one stream, closes all.
     """
+    if len(streams) == 1:  # no task for each output
+        async with aclosing(streams[0]) as only:
+            async for output in only:
+                yield 0, output
+        return
     waiting = {asyncio.ensure_future(_next(each)): number for number, each in enumerate(streams)}
     try:
         while waiting:

@@ -295,6 +295,36 @@ def test_a_client_that_goes_away_frees_its_pages(built_in, built_in_engine, stre
     assert not built_in.service.live_ids
 
 
+def test_who_leaves_changes_nothing_for_the_others(built_in, built_in_engine):
+    prompts = [[20 + i % 5] * 30 + [*range(30, 31 + i)] for i in range(40)]
+    params = [SamplingParams(max_tokens=24, ignore_eos=True, seed=i) for i in range(40)]
+    alone = built_in_engine.generate(prompts, params, use_tqdm=False)
+
+    async def follow(number: int, session: aiohttp.ClientSession) -> list[int]:
+        body = {"prompt": prompts[number], "max_tokens": 24, "ignore_eos": True, "seed": number}
+        body |= {"temperature": 1, "stream": True, "return_token_ids": True}
+        found: list[int] = []
+        async with session.post(f"{built_in.url}/v1/completions", json=body) as response:
+            async for line in response.content:
+                if number % 2 and len(found) > number // 4:
+                    response.close()
+                    break
+                if line.startswith(b"data: {"):
+                    found += json.loads(line[6:])["choices"][0]["token_ids"]
+        return found
+
+    async def follow_all() -> list[list[int]]:
+        connections = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connections) as session:
+            return await asyncio.gather(*(follow(i, session) for i in range(40)))
+
+    for number, found in enumerate(asyncio.run(follow_all())):
+        whole = alone[number].outputs[0].token_ids
+        assert found == whole[: len(found)]
+        assert number % 2 or found == whole
+    check_idle(built_in_engine)
+
+
 def test_a_slow_reader_stalls_nobody_and_gets_everything(built_in, built_in_engine):
     """It asks for more than the buffers of a connection hold, and does not read at first."""
     body = {"prompt": [SUM] * 8, "max_tokens": 200, "ignore_eos": True, "stream": True}

@@ -28,7 +28,8 @@ class Process:
         pipe = subprocess.PIPE
         self.popen = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
         self.errors: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.said: list[str] = []
 
     def _listen(self) -> None:
@@ -49,7 +50,9 @@ class Process:
     def end(self, timeout_s: float = 20) -> int:
         """Wait for its end and return the exit code."""
         self.said += list(self.popen.stdout)
-        return self.popen.wait(timeout_s)
+        code = self.popen.wait(timeout_s)
+        self._listener.join(timeout_s)
+        return code
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def latency(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         figures = medians(asyncio.run(_rounds(engine, draws)))
     record |= {"options": options, **figures}
     write_json(parsed.json, record)
-    rows: list[Sequence[str]] = [("median of", f"{options['rounds']} rounds", "lowest", "highest")]
+    rows: list[Sequence[str]] = [(f"rounds: {options['rounds']}", "median", "lowest", "highest")]
     for label, name, unit in ROWS:
         values = (figures[name], *figures["ranges"][name])
         rows.append((label, *(f"{each / unit:.2f}" for each in values)))

@@ -52,7 +52,7 @@ def throughput(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int
         figures = medians([_run(engine, requests) for requests in draws])
     record |= {"workload": described(workload, parsed), **figures}
     write_json(parsed.json, record)
-    rows: list[Sequence[str]] = [("median of", f"{rounds} rounds", "lowest", "highest")]
+    rows: list[Sequence[str]] = [(f"rounds: {rounds}", "median", "lowest", "highest")]
     for name, ends in figures["ranges"].items():
         rows.append((name, *(f"{each:.2f}" for each in (figures[name], *ends))))
     print(table(rows))

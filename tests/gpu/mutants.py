@@ -51,9 +51,10 @@ def fallen_back(x: jax.Array) -> jax.Array:
 
 def small_step() -> tuple[Program, Expectation]:
     """Describe the smallest step of Qwen3-0.6B with one layer."""
-    whole = real.whole_spec("qwen3-0.6b")
-    spec, plan = real.first_layers(whole, 1), real.planned(whole)
-    return real.step_program(spec, plan, real.buckets()[0]), real.expectation(spec, plan)
+    variant = real.VARIANTS["qwen3-0.6b"]
+    spec, plan = real.first_layers(variant.spec, 1), real.planned(variant)
+    program = real.step_program(variant, spec, plan, real.buckets()[0])
+    return program, real.expectation(variant, spec, plan)
 
 
 def copying_step() -> Program:

@@ -24,18 +24,49 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.quant.schemes import schemes_of
 from rtp_jax.runner.buckets import Bucket, lattice
 from rtp_jax.runner.memory_plan import MemoryPlan, plan_memory
 from rtp_jax.runner.programs import Program
 from rtp_jax.runner.runner import Runner, StepShapes
-from tools.gpu_gate.kernels import kernel_cases
+from tools.gpu_gate.kernels import ATTENTION, MATMUL, kernel_cases
 from tools.gpu_gate.report import Expectation
 from tools.model_shapes import config_of
 
 DTYPE = "bfloat16"
 FREE_BYTES = 130 * 10**9  # of an H200, with nothing on it but the runtime
 NUM_LAYERS = 2
-MODELS = ("llama-3.1-8b", "qwen3-0.6b", "qwen3-8b", "qwen3-32b", "qwen3-32b-shard-of-8")
+
+
+class Variant(NamedTuple):
+    """A model, or what one device has of it, with or without a scheme for its matrices."""
+
+    base: str
+    shards: int = 1
+    scheme: str | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is built."""
+        spec = read_spec(config_of(self.base))
+        return spec if self.shards == 1 else tensor_shard(spec, self.shards)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """What every step must call, whatever its size: decode rows and chunks meet in any."""
+        return ATTENTION + (MATMUL if self.scheme else ())
+
+
+VARIANTS = {
+    "llama-3.1-8b": Variant("llama-3.1-8b"),
+    "qwen3-0.6b": Variant("qwen3-0.6b"),
+    "qwen3-8b": Variant("qwen3-8b"),
+    "qwen3-32b": Variant("qwen3-32b"),
+    "qwen3-32b-shard-of-8": Variant("qwen3-32b", shards=8),
+    "llama-3.1-8b-int8": Variant("llama-3.1-8b", scheme="int8"),
+    "llama-3.1-8b-int8_dynamic": Variant("llama-3.1-8b", scheme="int8_dynamic"),
+    "llama-3.1-8b-int4": Variant("llama-3.1-8b", scheme="int4"),
+}
 
 
 class Case(NamedTuple):
@@ -46,18 +77,18 @@ class Case(NamedTuple):
     is_quick: bool = True  # part of every test run
 
     def weights(self, program: Program) -> list[tuple[int, ...]]:
-        """The shapes of a step's weights, which are its first argument."""
-        leaves = program.arguments[0] if isinstance(program.arguments[0], list) else []
-        return [leaf.shape for leaf in leaves if len(leaf.shape) > 1]
+        """The shapes of stacked weights, which are among the first two arguments."""
+        leaves = jax.tree.leaves(program.arguments[:2])
+        return [leaf.shape for leaf in leaves if len(leaf.shape) == 3]
 
 
 @functools.cache
 def catalogue() -> dict[str, Case]:
     """List every program by name."""
     cases = {name: Case(make, expected) for name, (make, expected) in kernel_cases().items()}
-    for model in MODELS:
+    for model in VARIANTS:
         cases |= _steps(model, "step", NUM_LAYERS)
-    for model in MODELS:
+    for model in VARIANTS:
         cases |= _steps(model, "whole", None)
     return cases
 
@@ -65,13 +96,6 @@ def catalogue() -> dict[str, Case]:
 def quick() -> list[str]:
     """List what every test run compiles."""
     return [name for name, case in catalogue().items() if case.is_quick]
-
-
-def whole_spec(model: str) -> ModelSpec:
-    """Return a model, or what one device has of it."""
-    name, _, shards = model.partition("-shard-of-")
-    spec = read_spec(config_of(name))
-    return tensor_shard(spec, int(shards)) if shards else spec
 
 
 def first_layers(spec: ModelSpec, num_layers: int) -> ModelSpec:
@@ -92,10 +116,10 @@ def tensor_shard(spec: ModelSpec, shards: int) -> ModelSpec:
     )
 
 
-def planned(spec: ModelSpec) -> MemoryPlan:
+def planned(variant: Variant) -> MemoryPlan:
     """Divide the memory of an H200 as the engine does."""
     return plan_memory(
-        model_memory(spec, None, DTYPE, DTYPE),
+        model_memory(variant.spec, variant.scheme, DTYPE, DTYPE),
         model=ModelConfig(),
         cache=CacheConfig(),
         scheduler=SchedulerConfig(),
@@ -104,9 +128,11 @@ def planned(spec: ModelSpec) -> MemoryPlan:
     )
 
 
-def runner_of(spec: ModelSpec, plan: MemoryPlan) -> Runner:
+def runner_of(spec: ModelSpec, scheme: str | None, plan: MemoryPlan) -> Runner:
     """Describe a runner for the GPU: neither weights nor pages exist."""
-    bones = skeleton(spec, Target("cuda", jnp.dtype(DTYPE)))
+    matrices, head = schemes_of(scheme)
+    target = Target("cuda", jnp.dtype(DTYPE), scheme=matrices, head_scheme=head)
+    bones = skeleton(spec, target)
     scheduler = SchedulerConfig()
     shapes = StepShapes(
         buckets=buckets(),
@@ -130,48 +156,44 @@ def buckets() -> tuple[Bucket, ...]:
     return lattice(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, deterministic=False)
 
 
-def _chosen() -> set[Bucket]:
-    """The smallest bucket, the largest, and the first that mixes prefill with decode."""
+def _chosen(variant: Variant) -> set[Bucket]:
+    """The smallest bucket, the largest, and the first that mixes prefill with decode.
+
+    Of a quantized model one will do: its steps differ in their products alone.
+    """
     known = buckets()
-    return {
-        known[0],
-        known[-1],
-        next(bucket for bucket in known if bucket.tokens > bucket.sequences),
-    }
+    mixed = next(bucket for bucket in known if bucket.tokens > bucket.sequences)
+    return {mixed} if variant.scheme else {known[0], mixed, known[-1]}
 
 
 def _steps(model: str, kind: str, num_layers: int | None) -> dict[str, Case]:
     """Describe the steps of a model; the number of pages is that of the whole model."""
-    whole = whole_spec(model)
-    plan = planned(whole)
-    spec = whole if num_layers is None else first_layers(whole, num_layers)
-    expected = expectation(spec, plan)
+    variant = VARIANTS[model]
+    spec = variant.spec if num_layers is None else first_layers(variant.spec, num_layers)
+    plan = planned(variant)
+    expected = expectation(variant, spec, plan)
     return {
         f"{kind}/{model}/{bucket}": Case(
-            functools.partial(step_program, spec, plan, bucket),
+            functools.partial(step_program, variant, spec, plan, bucket),
             expected,
-            num_layers is not None and bucket in _chosen(),
+            num_layers is not None and bucket in _chosen(variant),
         )
         for bucket in buckets()
     }
 
 
-def expectation(spec: ModelSpec, plan: MemoryPlan) -> Expectation:
+def expectation(variant: Variant, spec: ModelSpec, plan: MemoryPlan) -> Expectation:
     """Say what a step of a model must be like; its temporaries fit where the plan put them."""
     pages = int(np.prod((plan.num_pages, *spec.kv_page_shape(plan.page_size))))
     room = sum(size for what, size in plan.workspace if what != "history")
     return Expectation(
-        kernels=STEP_KERNELS,
+        kernels=variant.kernels,
         kv_bytes=pages * storage_dtype(jnp.dtype(DTYPE)).itemsize,
         max_temp_bytes=room,
     )
 
 
-# What every step must call, whatever its size: decode rows and chunks may meet in any of them.
-STEP_KERNELS: tuple[str, ...] = ()
-
-
-def step_program(spec: ModelSpec, plan: MemoryPlan, bucket: Bucket) -> Program:
+def step_program(variant: Variant, spec: ModelSpec, plan: MemoryPlan, bucket: Bucket) -> Program:
     """Describe one step as the runner does."""
-    programs = runner_of(spec, plan).programs()
+    programs = runner_of(spec, variant.scheme, plan).programs()
     return next(program for program in programs if program.name == f"step-{bucket}")

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.paged_attention import paged_attention
 from rtp_jax.kernels.pages import KVPages, StepInputs, storage_dtype
+from rtp_jax.kernels.quantized_matmul import quantized_matmul
+from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
+from rtp_jax.quant.schemes import SCHEMES, Scheme, num_groups, values_dtype, values_shape
 from rtp_jax.runner.programs import Program
 from tools.gpu_gate.report import Expectation
 
@@ -24,8 +27,18 @@ STEPS = {"decode": (64, 64), "mixed": (512, 8)}  # tokens, sequences
 MAX_TEMP_BYTES = 256 << 20  # partial results of split keys; an expanded copy of the KV is larger
 
 
-def kernel_cases() -> dict[str, tuple[Callable[[], Program], Expectation]]:
+WEIGHTS = {"gate-8b": (14336, 4096), "down-8b": (4096, 14336), "query-0.6b": (2048, 1024)}
+TOKENS = (8, 512)
+
+Described = dict[str, tuple[Callable[[], Program], Expectation]]
+
+
+def kernel_cases() -> Described:
     """List the kernels by name."""
+    return _attentions() | _products()
+
+
+def _attentions() -> Described:
     expected = Expectation(kernels=ATTENTION, max_temp_bytes=MAX_TEMP_BYTES)
     return {
         f"kernel/attention-{step}/{model}": (
@@ -37,7 +50,22 @@ def kernel_cases() -> dict[str, tuple[Callable[[], Program], Expectation]]:
     }
 
 
+def _products() -> Described:
+    expected = Expectation(kernels=MATMUL, max_temp_bytes=MAX_TEMP_BYTES)
+    return {
+        f"kernel/matmul-{scheme}/{name}-x-{tokens}": (
+            functools.partial(_product, SCHEMES[scheme], tokens, sizes),
+            expected,
+        )
+        for scheme in SCHEMES
+        for name, sizes in WEIGHTS.items()
+        for tokens in TOKENS
+    }
+
+
+# Names of kernels, as programs and ptxas have them.
 ATTENTION: tuple[str, ...] = ()
+MATMUL: tuple[str, ...] = ("streamed_matmul",)
 
 
 def _attention(name: str, heads: tuple[int, int, int], sizes: tuple[int, int]) -> Program:
@@ -65,3 +93,16 @@ def _attention(name: str, heads: tuple[int, int, int], sizes: tuple[int, int]) -
         return paged_attention(query, pages, layer, step, scale=head_dim**-0.5, platform="cuda")
 
     return Program(name, attend, (query, stored, ids(()), step), query)
+
+
+def _product(scheme: Scheme, tokens: int, sizes: tuple[int, int]) -> Program:
+    """Describe a product with one of two matrices, so that a copy of it would be seen."""
+    outer, inner = sizes
+    stack = jax.ShapeDtypeStruct
+    values = stack((NUM_LAYERS, *values_shape(scheme, outer, inner)), values_dtype(scheme))
+    scales = stack((NUM_LAYERS, outer, num_groups(scheme, inner)), jnp.float32)
+    weight = QuantizedArray(values, scales, scheme, ROWS, outer, inner)
+    x = jax.ShapeDtypeStruct((tokens, inner), jnp.bfloat16)
+    layer = jax.ShapeDtypeStruct((), jnp.int32)
+    multiply = functools.partial(quantized_matmul, platform="cuda")
+    return Program("product", multiply, (x, weight, layer), x)

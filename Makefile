@@ -6,7 +6,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full soak check pins clean
+.PHONY: help demo test test-full soak check gpu-gate gpu-gate-full pins clean
 
 PYTHON ?=
 BOOTSTRAP := python3 tools/bootstrap.py --python "$(PYTHON)"
@@ -17,6 +17,7 @@ help:
 	echo "make test-full  the longer tests too; at most 45 minutes; writes results/"
 	echo "make soak       hours of load; writes results/"
 	echo "make check      format, lint, types"
+	echo "make gpu-gate   compile kernels and steps for a GPU, without one; gpu-gate-full: all of them"
 	echo "make pins       write constraints/ anew from pyproject.toml"
 	echo "make clean      remove environments and caches"
 
@@ -46,6 +47,15 @@ test-full: check
 soak:
 	bin=$$($(BOOTSTRAP))
 	$$bin/pytest -m soak --results=results/$$(date +%F)-soak.json
+
+gpu-gate:
+	bin=$$($(BOOTSTRAP))
+	$$bin/python -m tools.gpu_gate
+
+gpu-gate-full:
+	bin=$$($(BOOTSTRAP))
+	mkdir -p results-local
+	$$bin/python -m tools.gpu_gate --full --json results-local/gpu-gate.json
 
 pins:
 	bin=$$($(BOOTSTRAP))

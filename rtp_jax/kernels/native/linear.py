@@ -51,7 +51,7 @@ def linear(
     assert (residual is not None) == (epilogue == "add")
     (tokens, inner), scheme = x.shape, weights[0].scheme
     for weight in weights:
-        assert weight.layout == NATIVE and weight.scheme == scheme and weight.inner == inner
+        assert (weight.layout, weight.scheme, weight.inner) == (NATIVE, scheme, inner)
     produced = weights[:1] if epilogue == "silu_mul" else weights
     results = [jax.ShapeDtypeStruct((tokens, one.outer), dtype) for one in produced]
     call = jax.ffi.ffi_call(found.target("rtp_linear"), results)
@@ -76,7 +76,8 @@ def embed(
 ) -> Float[Array, "tokens inner"]:
     """Look rows up in a packed stack of one matrix [vocab, inner]; ids beyond it are clamped."""
     found = library.loaded()
-    assert found is not None and table.layout == NATIVE
+    assert found is not None, "what packed the table had a library"
+    assert table.layout == NATIVE
     shape = (ids.shape[0], table.inner)
     call = jax.ffi.ffi_call(found.target("rtp_embed"), jax.ShapeDtypeStruct(shape, dtype))
     number = scheme_number(table.scheme, _plain_dtype(table))

@@ -40,6 +40,7 @@ enum class Epilogue : int64_t { kNone = 0, kAdd = 1, kSiluMul = 2 };
 
 constexpr int64_t kBlockRows = 16, kLine = 64, kTile = 1024, kGroup = 128;
 constexpr int64_t kMaxInner = 65536;  // of int8: 255 * 127 * kMaxInner fits an int32
+constexpr int64_t kZeroRows = 64;     // of an item that only writes zeros
 constexpr int64_t kMaxWeights = 8;    // that share one x in one call
 
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -110,14 +111,22 @@ class Product {
   const uint8_t* packed(int64_t tile, int64_t line) const;
   void prepare_tile(int64_t tile) const;
   void prepare_row(int64_t row, uint8_t* out, int64_t step) const;
+  template <class Number>
+  void prepare_numbers(int64_t row, uint8_t* out, int64_t step) const;
   void write_zeros(int64_t item) const;
   template <Kind kind> void multiply_pairs(const Pair*, int64_t count, Span) const;
   template <Kind kind> void multiply_groups(const Pair&, Span) const;
+  template <Kind kind>
+  void add_groups(const Pair&, Span, int64_t first, int64_t count, const float* sums,
+                  float* totals) const;
+  struct Scaling;
   void finish(const Pair&, int64_t tile, const float* sums) const;
-  void scaled(const Pair&, int64_t half, int64_t row, const float* sums, float* out) const;
+  template <bool whole, bool scaled>
+  void finish_rows(const Pair&, const Scaling&, bool narrow, int64_t tile, const float* sums) const;
 
   Linear call_;
   Kind kind_;
+  int64_t weight_tiles_;  // along `inner`; groups of int4
   int64_t lines_;      // tiles of packed x along `inner`
   int64_t expansion_;  // of these, how many meet one tile of a weight
   int64_t tile_rows_;  // rows in a tile of x: 16, or fewer if there are no more

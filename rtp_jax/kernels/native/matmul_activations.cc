@@ -1,6 +1,5 @@
-// Packs rows of x for the inner loops: as they are, or rounded to int8.
-#include <type_traits>
-
+// Before a product: rows of x are packed for the inner loops, as they are or rounded to int8, and
+// rows that nobody asked for get zeros.
 #include "matmul.h"
 #include "matmul_tile.h"
 #include "numbers.h"
@@ -26,52 +25,130 @@ void spread(const Number* numbers, int64_t count, int64_t lines, uint8_t* out, i
   }
 }
 
-// Rounds to int8 by the largest magnitude; gives the scale.  Rounded numbers are whole float32.
-float round_numbers(float* numbers, int64_t count) {
-  float scale = largest(numbers, count) / kInt8Max;
-  float inverse = scale > kSmallest ? 1 / scale : 0;
-  for (int64_t i = 0; i < count; ++i)
-    numbers[i] = static_cast<float>(rounded(numbers[i] * inverse));
-  return scale > kSmallest ? scale : 0;
+inline float number(float x) { return x; }
+inline float number(uint16_t half) { return from_bf16(half); }
+
+template <class Number>
+float largest_of(const Number* numbers, int64_t count) {
+  float lanes[64] = {};
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64)
+    for (int64_t lane = 0; lane < 64; ++lane) {
+      float magnitude = absolute(number(numbers[i + lane]));
+      lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
+    }
+  for (int64_t lane = 0; i < count; ++i, ++lane) {
+    float magnitude = absolute(number(numbers[i]));
+    lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
+  }
+  return largest(lanes, 64);
 }
 
-void to_bytes(const float* numbers, int64_t count, int32_t offset, uint8_t* out) {
-  for (int64_t i = 0; i < count; ++i)
-    out[i] = static_cast<uint8_t>(static_cast<int32_t>(numbers[i]) + offset);
+// Rounds a line of 64 by the inverse of its scale; gives the sum.
+template <class Number, class Rounded>
+int32_t round_line(const Number* numbers, float inverse, int32_t offset, Rounded* out) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < 64; ++i) {
+    int32_t value = rounded(number(numbers[i]) * inverse);
+    sum += value;
+    out[i] = static_cast<Rounded>(value + offset);
+  }
+  return sum;
+}
+
+struct Rounding {
+  float scale, inverse;
+};
+
+// By the largest magnitude: int8 holds it as 127.
+template <class Number>
+Rounding rounding_of(const Number* numbers, int64_t count) {
+  float scale = largest_of(numbers, count) / kInt8Max;
+  if (!(scale > kSmallest)) return {0, 0};
+  return {scale, 1 / scale};
+}
+
+// Rounds a row, in lines of 64 that lie `step` bytes apart (four times 16 if they stay float32).
+template <class Number, class Rounded>
+void round_row(const Number* numbers, int64_t inner, int64_t group, int32_t offset, uint8_t* out,
+               int64_t step, float* scales, int32_t* sums) {
+  constexpr int64_t kLines = static_cast<int64_t>(sizeof(Rounded));
+  for (int64_t from = 0; from < inner; from += group) {
+    Rounding rounding = rounding_of(numbers + from, group);
+    int32_t sum = 0;
+    for (int64_t i = from; i < from + group; i += 64) {
+      Rounded line[64];
+      if (inner - i < 64) {
+        Number padded[64] = {};
+        memcpy(padded, numbers + i, static_cast<size_t>(inner - i) * sizeof(Number));
+        sum += round_line(padded, rounding.inverse, offset, line);
+      } else {
+        sum += round_line(numbers + i, rounding.inverse, offset, line);
+      }
+      for (int64_t part = 0; part < kLines; ++part, out += step)
+        memcpy(out, line + part * 64 / kLines, kLine);
+    }
+    *scales++ = rounding.scale;
+    if (sums != nullptr) *sums++ = sum;
+  }
 }
 
 }  // namespace
 
-void Product::prepare_row(int64_t row, uint8_t* out, int64_t step) const {
+template <class Number>
+void Product::prepare_numbers(int64_t row, uint8_t* out, int64_t step) const {
   thread_local Scratch scratch;
   int64_t inner = call_.inner;
-  const auto* source =
-      static_cast<const uint8_t*>(call_.x.data) + row * inner * (call_.x.bfloat16 ? 2 : 4);
-  if (kind_ == Kind::kBf16) {
-    spread(reinterpret_cast<const uint16_t*>(source), inner, lines_, out, step);
-    return;
+  const auto* numbers = static_cast<const Number*>(call_.x.data) + row * inner;
+  if (call_.scheme == Scheme::kInt8Dynamic || call_.scheme == Scheme::kInt4) {
+    bool grouped = call_.scheme == Scheme::kInt4;
+    int64_t group = grouped ? kGroup : inner, at = row * (inner / group);
+    int32_t* sums = grouped ? x_sums_ + at : nullptr;
+    if (kind_ == Kind::kF32) {
+      round_row<Number, float>(numbers, inner, group, 0, out, step, x_scales_ + at, sums);
+    } else {
+      int32_t offset = kind_ == Kind::kU8 ? 128 : 0;
+      round_row<Number, uint8_t>(numbers, inner, group, offset, out, step, x_scales_ + at, sums);
+    }
+  } else if (kind_ == Kind::kBf16 || !call_.x.bfloat16) {
+    spread(numbers, inner, lines_, out, step);
+  } else {
+    auto* widened = reinterpret_cast<float*>(scratch.get(inner * 4));
+    widen(numbers, true, inner, widened);
+    spread(widened, inner, lines_, out, step);
   }
-  auto* numbers = reinterpret_cast<float*>(scratch.get(inner * 5));
-  auto* bytes = reinterpret_cast<uint8_t*>(numbers + inner);
-  widen(source, call_.x.bfloat16, inner, numbers);
-  if (call_.scheme == Scheme::kInt8Dynamic) {
-    x_scales_[row] = round_numbers(numbers, inner);
-  } else if (call_.scheme == Scheme::kInt4) {
-    int64_t groups = inner / kGroup;
-    for (int64_t g = 0; g < groups; ++g) {
-      float* group = numbers + g * kGroup;
-      x_scales_[row * groups + g] = round_numbers(group, kGroup);
-      int32_t sum = 0;
-      for (int64_t i = 0; i < kGroup; ++i) sum += static_cast<int32_t>(group[i]);
-      x_sums_[row * groups + g] = sum;
+}
+
+void Product::prepare_row(int64_t row, uint8_t* out, int64_t step) const {
+  if (call_.x.bfloat16) prepare_numbers<uint16_t>(row, out, step);
+  else prepare_numbers<float>(row, out, step);
+}
+
+void Product::prepare(int64_t item) const {
+  if (item < tiles_) prepare_tile(item);
+  else write_zeros(item - tiles_);
+}
+
+void Product::write_zeros(int64_t item) const {
+  int64_t outputs = call_.epilogue == Epilogue::kSiluMul ? 1 : call_.weights;
+  int64_t from = call_.rows + item * kZeroRows;
+  int64_t rows = call_.total - from < kZeroRows ? call_.total - from : kZeroRows;
+  for (int64_t i = 0; i < outputs; ++i) {
+    int64_t bytes = call_.outer[i] * (call_.outputs[i].bfloat16 ? 2 : 4);
+    memset(static_cast<uint8_t*>(call_.outputs[i].data) + from * bytes, 0,
+           static_cast<size_t>(rows * bytes));
+  }
+}
+
+void Product::prepare_tile(int64_t tile) const {
+  uint8_t* out = packed_ + tile * lines_ * tile_rows_ * kLine;
+  for (int64_t r = 0; r < tile_rows_; ++r, out += kLine) {
+    if (tile * 16 + r < call_.rows) {
+      prepare_row(tile * 16 + r, out, tile_rows_ * kLine);
+    } else {
+      for (int64_t line = 0; line < lines_; ++line) memset(out + line * tile_rows_ * kLine, 0, kLine);
     }
   }
-  if (kind_ == Kind::kF32) {
-    spread(numbers, inner, lines_, out, step);
-    return;
-  }
-  to_bytes(numbers, inner, kind_ == Kind::kU8 ? 128 : 0, bytes);
-  spread(bytes, inner, lines_, out, step);
 }
 
 }  // namespace rtp

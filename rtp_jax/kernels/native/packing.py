@@ -59,7 +59,9 @@ def pack_rows(rows: np.ndarray, scheme: Scheme, out: np.ndarray) -> None:
     """
     outer, inner = rows.shape
     blocks = -(-outer // BLOCK_ROWS)
-    assert out.dtype == np.uint8 and out.flags.c_contiguous and rows.flags.c_contiguous
+    assert out.dtype == np.uint8
+    assert out.flags.c_contiguous
+    assert rows.flags.c_contiguous
     assert out.shape == (blocks, block_bytes(scheme, inner, rows.dtype)), (out.shape, rows.shape)
     number = scheme_number(scheme, rows.dtype)
     is_bfloat16 = rows.dtype == jnp.bfloat16

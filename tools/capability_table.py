@@ -23,6 +23,9 @@ ROWS = {  # the name that tests use, and what it means
     "tokenizers": "`tokenizer.json` and sentencepiece; never half a character",
     "chat templates": "in a sandbox",
     "bfloat16": "weights and KV pages",
+    "quantized weights": "int8, int8_dynamic and int4, quantized while they load",
+    "native kernels": "C++ for AMX, AVX-512, AVX2 or any CPU, built at first use",
+    "GPU kernels": "Mosaic: attention over pages, int8, int4 and fp8 products; compiled in CI",
     "Engine.generate": "lists of texts or token ids; order kept",
     "streaming": "tokens as they arrive",
     "async API": "deltas, cumulative or final outputs",
@@ -47,7 +50,8 @@ ROWS = {  # the name that tests use, and what it means
     "TLS and tokens": "TLS, mTLS, bearer tokens",
     "drain": "SIGTERM finishes what runs and refuses what is new",
     "metrics": "Prometheus, under our names and vLLM's",
-    "command line": "`rtp-jax generate, chat, serve, info, plan, doctor`",
+    "command line": "`rtp-jax generate, chat, serve, bench, info, plan, doctor`",
+    "benchmarks": "`rtp-jax bench latency, throughput, serve, load`, gRPC and HTTP",
 }
 
 

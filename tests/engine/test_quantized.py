@@ -46,7 +46,7 @@ def plain(program_cache):
 
 @pytest.mark.parametrize("native", ["auto", "off"])
 @pytest.mark.parametrize("scheme", ["int8", "int8_dynamic", "int4"])
-@pytest.mark.capability("weights quantized at load: int8, int8_dynamic, int4")
+@pytest.mark.capability("quantized weights")
 def test_a_quantized_model_still_answers(plain, program_cache, scheme, native):
     if native == "auto" and (reason := library.load(native_cache())):
         pytest.skip(reason)
@@ -57,6 +57,7 @@ def test_a_quantized_model_still_answers(plain, program_cache, scheme, native):
 
 
 @pytest.mark.parametrize("native", ["auto", "off"])
+@pytest.mark.capability("native kernels")
 def test_bfloat16_in_cpp_and_in_xla_agree(plain, program_cache, native):
     logprobs, right = logprobs_and_answers(program_cache, dtype="bfloat16", native=native)
     assert np.abs(logprobs - plain).mean() < 0.03

@@ -107,6 +107,7 @@ def bare_model(tiny_model, tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.capability("benchmarks")
 def test_latency_of_a_real_engine(bare_model, program_cache, tmp_path, capsys):
     path = tmp_path / "latency.json"
     options = [f"--compile-cache={program_cache}", *ENGINE]

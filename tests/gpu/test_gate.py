@@ -68,6 +68,7 @@ def test_what_ptxas_says_is_read(broken):
     assert kernel.spill_bytes == 0
 
 
+@pytest.mark.capability("GPU kernels")
 @pytest.mark.parametrize("name", catalogue.quick())
 def test_a_program_compiles_as_it_should(quick, name):
     assert complaints(quick[name], catalogue.catalogue()[name].expected) == []

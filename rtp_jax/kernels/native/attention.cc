@@ -2,35 +2,21 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <cstring>
 
 #include "attention_amx.h"
 #include "attention_float.h"
 
-namespace rtp {
+namespace rtp::paged {
 namespace {
 
 int64_t segments_of(const Tile& tile) {
   return (tile.end - 1) / kSegment - tile.begin / kSegment + 1;
 }
 
-// Memory of one thread, kept between calls.
-struct Workspace {
-  ~Workspace() { std::free(data); }
-  float* of(int64_t floats) {
-    if (floats > size) {
-      std::free(data);
-      size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 4095) / 4096 * 4096;
-      data = static_cast<float*>(std::aligned_alloc(4096, bytes));
-      size = static_cast<int64_t>(bytes / sizeof(float));
-    }
-    return data;
-  }
-  float* data = nullptr;
-  int64_t size = 0;
-};
-
-int64_t stride_of(const Attention& call) { return (call.head_dim + 2 + 15) / 16 * 16; }
+float* floats_of(Scratch& scratch, int64_t count) {
+  return reinterpret_cast<float*>(scratch.get(count * 4));
+}
 
 // Adds the segment of a row to what its earlier segments left.
 void add_segment(float* whole, const float* segment, int64_t dim) {
@@ -42,20 +28,20 @@ void add_segment(float* whole, const float* segment, int64_t dim) {
 }
 
 // Divides a row by its total, to which a sink adds the weight of a key without a value.
-void finish(const Attention& call, const Tile& tile, int64_t row, float* whole) {
-  int64_t group = call.heads / call.kv_heads;
+void finish(const Attention& call, const Tile& tile, int64_t result, float* whole) {
+  const int64_t head = result / tile.rows, row = result % tile.rows;
   if (call.sinks) {
-    float sink = call.sinks[tile.kv_head * group + row % group] * kLog2E;
+    float sink = call.sinks[query_head(call, tile, head, row)] * kLog2E;
     float high = std::max(whole[0], sink);
     float old = exp2_of(whole[0] - high);
     whole[1] = whole[1] * old + exp2_of(sink - high);
     for (int64_t d = 0; d < call.head_dim; ++d) whole[2 + d] *= old;
   }
   float by = whole[1] > 0 ? 1.0f / whole[1] : 0.0f;
-  int64_t to = place(call, tile, row);
+  int64_t to = place(call, tile, head, row);
   for (int64_t d = 0; d < call.head_dim; ++d) {
     if (call.bfloat16) {
-      static_cast<uint16_t*>(call.out)[to + d] = narrow(whole[2 + d] * by);
+      static_cast<uint16_t*>(call.out)[to + d] = to_bf16(whole[2 + d] * by);
     } else {
       static_cast<float*>(call.out)[to + d] = whole[2 + d] * by;
     }
@@ -77,97 +63,121 @@ void clear_padding(const Attention& call) {
 
 void walk_segment(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                   float* result, int64_t stride) {
-  thread_local Workspace workspace;
+  thread_local Scratch scratch;
 #if defined(RTP_ATTENTION_AMX)
   if (call.bfloat16 && call.stored != Stored::kFloat32) {
-    amx_segment(call, tile, begin, end, workspace.of(amx_floats(call, tile)), result, stride);
+    amx_segment(call, tile, begin, end, floats_of(scratch, amx_floats(call, tile)), result, stride);
     return;
   }
 #endif
   const int64_t groups = (tile.rows + kGroupRows - 1) / kGroupRows;
   const int64_t fixed = sizeof(FloatScratch) / sizeof(float);
-  float* memory = workspace.of(fixed + groups * 2 * call.head_dim * kGroupRows);
-  float_segment(call, tile, begin, end, *reinterpret_cast<FloatScratch*>(memory), memory + fixed,
-                result, stride);
+  float* memory = floats_of(scratch, fixed + groups * 2 * call.head_dim * kGroupRows);
+  for (int64_t head = 0; head < tile.heads; ++head)
+    float_segment(call, tile, head, begin, end, *reinterpret_cast<FloatScratch*>(memory),
+                  memory + fixed, result + head * tile.rows * stride, stride);
+}
+
+// Lists the tiles of a sequence, each with `heads` KV heads.
+void add_tiles(const Attention& call, int64_t sequence, int64_t heads, std::vector<Tile>& tiles) {
+  const int64_t group = call.heads / call.kv_heads;
+  const int64_t step = std::max<int64_t>(1, kTileRows / group);  // tokens
+  const int64_t start = std::max<int64_t>(0, call.query_start[sequence]);
+  const int64_t stop = std::min(call.tokens, start + call.query_count[sequence]);
+  for (int64_t first = start; first < stop; first += step) {
+    const int64_t tokens = std::min(step, stop - first);
+    const int64_t position = std::max<int64_t>(0, call.positions[start] + first - start);
+    const int64_t begin = std::max<int64_t>(0, position - call.window + 1);
+    for (int64_t head = 0; head < call.kv_heads; head += heads)
+      tiles.push_back({sequence, head, std::min(heads, call.kv_heads - head), first, position,
+                       tokens * group, begin, position + tokens, -1});
+  }
+}
+
+// Cuts tiles into their segments, so that many threads may share them.
+void cut(Plan& plan) {
+  std::vector<Tile> pieces;
+  int64_t rows = 0;
+  for (const Tile& tile : plan.tiles) {
+    if (segments_of(tile) == 1) {
+      pieces.push_back(tile);
+      continue;
+    }
+    plan.joins.push_back({tile, rows, segments_of(tile)});
+    for (int64_t at = tile.begin; at < tile.end; at = (at / kSegment + 1) * kSegment) {
+      Tile piece = tile;
+      piece.begin = at;
+      piece.end = std::min(tile.end, (at / kSegment + 1) * kSegment);
+      piece.part = rows;
+      rows += tile.heads * tile.rows;
+      pieces.push_back(piece);
+    }
+  }
+  plan.tiles.swap(pieces);
+  plan.parts.reset(new float[rows * plan.stride]);
 }
 
 }  // namespace
 
 Plan plan(const Attention& call, int64_t threads) {
   Plan plan;
+  plan.stride = (call.head_dim + 2 + 15) / 16 * 16;
   clear_padding(call);
-  const int64_t group = call.heads / call.kv_heads;
-  const int64_t step = std::max<int64_t>(1, kTileRows / group);  // tokens
+  const int64_t group = call.heads / call.kv_heads, enough = threads > 1 ? 2 * threads : 1;
+  int64_t few = 0, pieces = 0;  // sequences of few rows, and their segments
   for (int64_t s = 0; s < call.sequences; ++s) {
-    const int64_t start = std::max<int64_t>(0, call.query_start[s]);
-    const int64_t stop = std::min(call.tokens, start + call.query_count[s]);
-    for (int64_t first = start; first < stop; first += step) {
-      const int64_t tokens = std::min(step, stop - first);
-      const int64_t position = std::max<int64_t>(0, call.positions[start] + first - start);
-      const int64_t begin = std::max<int64_t>(0, position - call.window + 1);
-      for (int64_t head = 0; head < call.kv_heads; ++head)
-        plan.tiles.push_back(
-            {s, head, first, position, tokens * group, begin, position + tokens, -1});
-    }
+    if (call.query_count[s] < 1 || call.query_count[s] * group > kFewRows) continue;
+    const int64_t last = call.positions[std::clamp<int64_t>(call.query_start[s], 0,
+                                                            call.tokens - 1)];
+    few += 1;
+    pieces += std::min(last, call.window) / kSegment + 1;
   }
-  plan.part_stride = stride_of(call);
-  if (static_cast<int64_t>(plan.tiles.size()) < 4 * threads && threads > 1) {
-    std::vector<Tile> pieces;
-    int64_t parts = 0;  // rows
-    for (const Tile& tile : plan.tiles) {
-      if (segments_of(tile) == 1) {
-        pieces.push_back(tile);
-        continue;
-      }
-      plan.joins.push_back({tile, parts, segments_of(tile)});
-      for (int64_t at = tile.begin; at < tile.end; at = (at / kSegment + 1) * kSegment) {
-        Tile piece = tile;
-        piece.begin = at;
-        piece.end = std::min(tile.end, (at / kSegment + 1) * kSegment);
-        piece.part = parts;
-        parts += tile.rows;
-        pieces.push_back(piece);
-      }
-    }
-    plan.tiles.swap(pieces);
-    plan.parts.reset(new float[parts * plan.part_stride]);
+  // All KV heads in one tile unless threads would have nothing to do; then rather fewer keys each.
+  int64_t heads = call.kv_heads;
+  if (few < enough && pieces < enough) heads = std::max<int64_t>(1, heads * few / enough);
+  for (int64_t s = 0; s < call.sequences; ++s) {
+    if (call.query_count[s] < 1) continue;
+    add_tiles(call, s, call.query_count[s] * group > kFewRows ? 1 : heads, plan.tiles);
   }
+  if (static_cast<int64_t>(plan.tiles.size()) < enough) cut(plan);
   std::stable_sort(plan.tiles.begin(), plan.tiles.end(), [](const Tile& a, const Tile& b) {
-    auto cost = [](const Tile& t) { return (t.rows + 15) / 16 * (t.end - t.begin); };
+    auto cost = [](const Tile& t) {
+      return t.heads * ((t.rows + 15) / 16) * (t.end - t.begin);
+    };
     return cost(a) > cost(b);
   });
   return plan;
 }
 
 void attend(const Attention& call, const Plan& plan, int64_t item) {
-  thread_local Workspace workspace;
+  thread_local Scratch scratch;
   const Tile& tile = plan.tiles[item];
-  const int64_t stride = plan.part_stride;
+  const int64_t stride = plan.stride, rows = tile.heads * tile.rows;
   if (tile.part >= 0) {
     walk_segment(call, tile, tile.begin, tile.end, plan.parts.get() + tile.part * stride, stride);
     return;
   }
-  float* whole = workspace.of(2 * tile.rows * stride);
-  float* segment = whole + tile.rows * stride;
+  float* whole = floats_of(scratch, 2 * rows * stride);
+  float* segment = whole + rows * stride;
   for (int64_t at = tile.begin; at < tile.end; at = (at / kSegment + 1) * kSegment) {
     const int64_t end = std::min(tile.end, (at / kSegment + 1) * kSegment);
     walk_segment(call, tile, at, end, at == tile.begin ? whole : segment, stride);
     if (at == tile.begin) continue;
-    for (int64_t row = 0; row < tile.rows; ++row)
-      add_segment(whole + row * stride, segment + row * stride, call.head_dim);
+    for (int64_t i = 0; i < rows; ++i)
+      add_segment(whole + i * stride, segment + i * stride, call.head_dim);
   }
-  for (int64_t row = 0; row < tile.rows; ++row) finish(call, tile, row, whole + row * stride);
+  for (int64_t i = 0; i < rows; ++i) finish(call, tile, i, whole + i * stride);
 }
 
 void join(const Attention& call, const Plan& plan, int64_t item) {
   const Plan::Join& one = plan.joins[item];
-  const int64_t stride = plan.part_stride;
-  for (int64_t row = 0; row < one.whole.rows; ++row) {
-    float* whole = plan.parts.get() + (one.first_part + row) * stride;
+  const int64_t rows = one.whole.heads * one.whole.rows;
+  for (int64_t i = 0; i < rows; ++i) {
+    float* whole = plan.parts.get() + (one.first_part + i) * plan.stride;
     for (int64_t part = 1; part < one.parts; ++part)
-      add_segment(whole, whole + part * one.whole.rows * stride, call.head_dim);
-    finish(call, one.whole, row, whole);
+      add_segment(whole, whole + part * rows * plan.stride, call.head_dim);
+    finish(call, one.whole, i, whole);
   }
 }
 
-}  // namespace rtp
+}  // namespace rtp::paged

@@ -1,8 +1,10 @@
 // Paged attention on the CPU: what a call holds, and the pieces of work that it is cut into.
 //
 // A tile is up to `kTileRows` query rows of one sequence that share a KV head: row r is query head
-// `r % group` of that KV head, at the token `first_token + r / group`.  It walks over its keys in
-// blocks of 64 that start at multiples of 64, and starts its sums anew every `kSegment` keys:
+// `r % group` of that KV head, at the token `first_token + r / group`.  If they are few, the tile
+// has the same rows for the KV heads after it too, because a page holds its heads end to end, and
+// long runs of memory are read faster.  A tile walks over its keys in blocks of 64 that start at
+// multiples of 64, and starts its sums anew every `kSegment` keys:
 //
 //     segment:  (high, total, mixed)      high  = max of the scores,    total = sum of weights
 //     result:   sum of mixed / sum of total, each times 2^(high - highest), in order
@@ -17,11 +19,12 @@
 #include <memory>
 #include <vector>
 
-namespace rtp {
+namespace rtp::paged {
 
 constexpr int64_t kBlock = 64;      // keys
 constexpr int64_t kSegment = 1024;  // keys
 constexpr int64_t kTileRows = 128;  // query rows that reuse a block of keys while it is in cache
+constexpr int64_t kFewRows = 16;    // rows of a decoding token: reading keys costs more than they do
 constexpr int64_t kMaxHeadDim = 256;
 constexpr float kMasked = -1e30f;  // finite: a block without a visible key must not make NaN
 
@@ -49,16 +52,11 @@ struct Attention {
 };
 
 struct Tile {
-  int64_t sequence, kv_head;
-  int64_t first_token, position;  // of row 0
-  int64_t rows;
-  int64_t begin, end;  // keys, of which row 0 sees the first and the last row the last
-  int64_t part;        // where its only segment is left for `join`, or -1: the tile is complete
-};
-
-// What segments of one row group leave behind: `rows` rows of high, total and `mixed[head_dim]`.
-struct Part {
-  int64_t tile, rows;
+  int64_t sequence, kv_head, heads;  // KV heads from `kv_head` on
+  int64_t first_token, position;     // of row 0
+  int64_t rows;                      // of each KV head
+  int64_t begin, end;                // keys: row 0 sees the first, the last row the last
+  int64_t part;  // row of `parts` where its only segment is left for `join`; -1 if it is complete
 };
 
 // The work of a call: tiles in the order in which they are started, the long ones first, and the
@@ -70,7 +68,7 @@ struct Plan {
     int64_t first_part, parts;
   };
   std::vector<Join> joins;
-  int64_t part_stride;  // floats
+  int64_t stride;  // floats of a row of `parts`: high, total, mixed[head_dim]
   std::unique_ptr<float[]> parts;
 };
 
@@ -78,4 +76,4 @@ Plan plan(const Attention& call, int64_t threads);
 void attend(const Attention& call, const Plan& plan, int64_t item);  // tiles[item]
 void join(const Attention& call, const Plan& plan, int64_t item);    // joins[item], after all tiles
 
-}  // namespace rtp
+}  // namespace rtp::paged

@@ -1,9 +1,11 @@
 """The layer around attention as custom calls of the CPU: attention itself, over pages in place."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32, Num
 
 from rtp_jax.kernels.native.library import Library
 from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs
@@ -46,4 +48,106 @@ def attention(
         step.query_count,
         scale=np.float32(scale),
         soft_cap=np.float32(soft_cap or 0.0),
+    )
+
+
+class HeadNorms(NamedTuple):
+    """Norms of each head's query and of its key, before they are turned."""
+
+    query: Float[Array, "*layers head_dim"]
+    key: Float[Array, "*layers head_dim"]
+    eps: float
+
+
+def rope_kv(
+    library: Library,
+    projected: tuple[
+        Float[Array, "tokens query_width"],
+        Float[Array, "tokens kv_width"],
+        Float[Array, "tokens kv_width"],
+    ],
+    pages: Num[Array, "pages layers 2 kv_heads page_size head_dim"],
+    layer: Int32[Array, ""],
+    step: StepInputs,
+    *,
+    cos: Float32[Array, "tokens half"],
+    sin: Float32[Array, "tokens half"],
+    norms: HeadNorms | None = None,
+) -> tuple[Float[Array, "tokens heads head_dim"], KVPages]:
+    """Normalise each head if asked for, turn queries and keys, and write keys and values to pages.
+
+    What `RMSNorm`, `rotate` and `write_kv` do one after the other, rounding where they do, for the
+    `step.num_tokens` tokens that are no padding; the queries of padding are zero and its keys are
+    not written.  Pages must hold float32 or bfloat16 bits; donated ones are written in place.
+
+    Args:
+      library: a loaded library.
+      projected: what the projections give for queries, keys and values, in one dtype, float32 or
+        bfloat16.
+      pages: KV pages; `head_dim` is even and at most 512.
+      layer: which layer of `pages` to write, and of `norms` if they are stacked.
+      step: `positions`, `sequence_of`, `page_table` and `num_tokens` say where tokens go.
+      cos: of each token's angles.
+      sin: of each token's angles.
+      norms: factors and epsilon.
+
+    Returns:
+      The rotated queries in the dtype of the projections, and the pages.
+    """
+    query, key, value = projected
+    heads = query.shape[1] // pages.shape[5]
+    call = jax.ffi.ffi_call(
+        library.target("rtp_rope_kv"),
+        (
+            jax.ShapeDtypeStruct((query.shape[0], heads, pages.shape[5]), query.dtype),
+            jax.ShapeDtypeStruct(pages.shape, pages.dtype),
+        ),
+        input_output_aliases={7: 1},
+    )
+    empty = jnp.zeros(0, jnp.float32)
+    rotated, written = call(
+        query,
+        key,
+        value,
+        cos,
+        sin,
+        norms.query if norms else empty,
+        norms.key if norms else empty,
+        pages,
+        jnp.asarray(layer, jnp.int32),
+        step.num_tokens,
+        step.positions[0],
+        step.sequence_of,
+        step.page_table,
+        eps=np.float32(norms.eps if norms else 0.0),
+    )
+    return rotated, written
+
+
+def rms_norm(
+    library: Library,
+    x: Float[Array, "rows features"],
+    scale: Float[Array, "*layers features"],
+    layer: Int32[Array, ""],
+    rows: Int32[Array, ""],
+    *,
+    eps: float,
+) -> Float[Array, "rows features"]:
+    """Normalise the first `rows` rows as `RMSNorm` does; the others are zero.
+
+    Args:
+      library: a loaded library.
+      x: float32 or bfloat16.
+      scale: factors, float32 or bfloat16; of each layer if there are several.
+      layer: which factors to use.
+      rows: how many rows are no padding.
+      eps: added to the mean square.
+    """
+    call = jax.ffi.ffi_call(library.target("rtp_rms_norm"), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return call(
+        x,
+        scale,
+        jnp.asarray(layer, jnp.int32),
+        jnp.asarray(rows, jnp.int32),
+        eps=np.float32(eps),
     )

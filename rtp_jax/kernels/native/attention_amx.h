@@ -13,7 +13,7 @@
 
 #include "attention_rows.h"
 
-namespace rtp {
+namespace rtp::paged {
 
 constexpr int64_t kAmxRows = 16;   // query rows, and keys, of a tile register
 constexpr int64_t kAmxDepth = 32;  // bfloat16 numbers of a row of a tile register
@@ -36,7 +36,7 @@ struct alignas(64) AmxGroup {
 };
 
 struct alignas(64) AmxScratch {
-  Rows rows;
+  Rows rows, next;  // of this block and of the one after it
   uint16_t key[kMaxHeadDim * kBlock];    // [chunk][key][32]
   uint16_t value[kMaxHeadDim * kBlock];  // [dim / 16][pair of keys][16][2]
   float score[kBlock * kAmxRows];        // [key][row]
@@ -47,7 +47,7 @@ inline int64_t chunks_of(const Attention& call) {
   return (call.head_dim + kAmxDepth - 1) / kAmxDepth;
 }
 inline int64_t amx_floats(const Attention& call, const Tile& tile) {
-  const int64_t groups = (tile.rows + kAmxRows - 1) / kAmxRows;
+  const int64_t groups = tile.heads * ((tile.rows + kAmxRows - 1) / kAmxRows);
   const int64_t dims = chunks_of(call) * kAmxDepth;
   int64_t bytes = sizeof(AmxScratch) + groups * (sizeof(AmxGroup) + dims * kAmxRows * (2 + 4));
   return bytes / 4 + 64;
@@ -101,26 +101,37 @@ inline __m512i load_chunk(const char* row, int64_t chunk, __mmask32 mask) {
   return _mm512_or_si512(size, sign);
 }
 
+// Asks for two rows of the next block: pages are too short for the processor to guess them.
+inline void ask(const char* one, const char* other, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) {
+    _mm_prefetch(one + at, _MM_HINT_T1);
+    _mm_prefetch(other + at, _MM_HINT_T1);
+  }
+}
+
 // Copies a block of keys, and lays two values side by side, as the tile registers want them.
-// Meanwhile it asks for the rows of the next block.
+// Meanwhile it asks for the next block.
 template <Stored kStored>
 inline void pack_block(const Attention& call, AmxScratch& s) {
-  const int64_t chunks = chunks_of(call);
+  const int64_t chunks = chunks_of(call), bytes = call.head_dim * bytes_of(kStored);
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                        39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  for (int64_t c = 0; c < chunks; ++c) {
-    const int64_t left = call.head_dim - c * kAmxDepth;
-    const __mmask32 mask = left >= 32 ? ~0u : (1u << left) - 1;
-    char* key = reinterpret_cast<char*>(s.key + c * kBlock * kAmxDepth);
-    char* value = reinterpret_cast<char*>(s.value + c * kBlock * kAmxDepth);
-    for (int64_t k = 0; k < kBlock; k += 2) {
-      _mm512_store_si512(key + k * 64, load_chunk<kStored>(s.rows.key[k], c, mask));
-      _mm512_store_si512(key + k * 64 + 64, load_chunk<kStored>(s.rows.key[k + 1], c, mask));
+  const int64_t left = call.head_dim - (chunks - 1) * kAmxDepth;
+  const __mmask32 last = left >= 32 ? ~0u : (1u << left) - 1;
+  for (int64_t k = 0; k < kBlock; k += 2) {
+    ask(s.next.key[k], s.next.key[k + 1], bytes);
+    ask(s.next.value[k], s.next.value[k + 1], bytes);
+    char* key = reinterpret_cast<char*>(s.key) + k * 64;
+    char* value = reinterpret_cast<char*>(s.value) + k * 32;
+    for (int64_t c = 0; c < chunks; ++c, key += kBlock * 64, value += kBlock * 64) {
+      const __mmask32 mask = c + 1 < chunks ? ~0u : last;
+      _mm512_store_si512(key, load_chunk<kStored>(s.rows.key[k], c, mask));
+      _mm512_store_si512(key + 64, load_chunk<kStored>(s.rows.key[k + 1], c, mask));
       __m512i a = load_chunk<kStored>(s.rows.value[k], c, mask);
       __m512i b = load_chunk<kStored>(s.rows.value[k + 1], c, mask);
-      _mm512_store_si512(value + k * 32, _mm512_permutex2var_epi16(a, low, b));
-      _mm512_store_si512(value + 2048 + k * 32, _mm512_permutex2var_epi16(a, high, b));
+      _mm512_store_si512(value, _mm512_permutex2var_epi16(a, low, b));
+      _mm512_store_si512(value + kBlock * 32, _mm512_permutex2var_epi16(a, high, b));
     }
   }
 }
@@ -258,7 +269,8 @@ inline void mix_block(AmxGroup& group, const AmxScratch& s, int64_t tiles) {
 }
 
 // Packs the queries of 16 rows, and notes what they see.
-inline void start_group(const Attention& call, const Tile& tile, int64_t row, AmxGroup& group) {
+inline void start_group(const Attention& call, const Tile& tile, int64_t head, int64_t row,
+                        AmxGroup& group) {
   const int64_t rows = std::min(kAmxRows, tile.rows - row), chunks = chunks_of(call);
   for (int64_t c = 0; c < chunks; ++c) {
     const int64_t left = call.head_dim - c * kAmxDepth;
@@ -266,7 +278,7 @@ inline void start_group(const Attention& call, const Tile& tile, int64_t row, Am
     __m512i x[16];
     for (int64_t r = 0; r < kAmxRows; ++r) {
       const uint16_t* from = static_cast<const uint16_t*>(call.query);
-      from += place(call, tile, row + (r < rows ? r : 0)) + c * kAmxDepth;
+      from += place(call, tile, head, row + (r < rows ? r : 0)) + c * kAmxDepth;
       x[r] = r < rows ? _mm512_maskz_loadu_epi16(mask, from) : _mm512_setzero_si512();
     }
     turn(x);
@@ -285,16 +297,22 @@ inline void start_group(const Attention& call, const Tile& tile, int64_t row, Am
   std::memset(group.mixed, 0, chunks * 2 * 256 * sizeof(float));
 }
 
+// Walks over all blocks, and in each over the KV heads, which lie one behind the other in a page.
 template <Stored kStored>
 inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                        AmxScratch& s, AmxGroup* groups) {
-  const int64_t num_groups = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
+  const int64_t of_head = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
   const bool special = call.scales || call.soft_cap > 0;
-  for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
-    locate(call, tile, block, end, s.rows);
+  const int64_t start = begin / kBlock * kBlock, steps = (end - start + kBlock - 1) / kBlock;
+  locate(call, tile, 0, start, end, s.next);
+  for (int64_t step = 0; step < steps * tile.heads; ++step) {
+    const int64_t block = start + step / tile.heads * kBlock;
+    s.rows = s.next;
+    if (const int64_t ahead = step + 1; ahead < steps * tile.heads)
+      locate(call, tile, ahead % tile.heads, start + ahead / tile.heads * kBlock, end, s.next);
     pack_block<kStored>(call, s);
-    for (int64_t g = 0; g < num_groups; ++g) {
-      AmxGroup& group = groups[g];
+    for (int64_t g = 0; g < of_head; ++g) {
+      AmxGroup& group = groups[step % tile.heads * of_head + g];
       if (group.to <= block || group.from >= block + kBlock) continue;
       const bool hide = group.all_from > block || group.all_to < block + kBlock;
       score_block(group.query, s, chunks);
@@ -312,10 +330,11 @@ inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, i
 }
 
 // Walks over the keys [begin, end) of a segment for all rows of a tile.  `result` gets, for each
-// row, high, total and mixed[head_dim], `stride` floats apart.
+// row of each KV head, high, total and mixed[head_dim], `stride` floats apart.
 inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                         float* memory, float* result, int64_t stride) {
-  const int64_t num_groups = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
+  const int64_t of_head = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
+  const int64_t num_groups = tile.heads * of_head;
   AmxScratch& s = *reinterpret_cast<AmxScratch*>(memory);
   AmxGroup* groups = reinterpret_cast<AmxGroup*>(&s + 1);
   float* mixed = reinterpret_cast<float*>(groups + num_groups);
@@ -323,7 +342,7 @@ inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, 
   for (int64_t g = 0; g < num_groups; ++g) {
     groups[g].query = query + g * chunks * 512;
     groups[g].mixed = mixed + g * chunks * 512;
-    start_group(call, tile, g * kAmxRows, groups[g]);
+    start_group(call, tile, g / of_head, g % of_head * kAmxRows, groups[g]);
   }
   _tile_loadconfig(&kTileConfig);
   if (call.stored == Stored::kBfloat16) {
@@ -334,16 +353,18 @@ inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, 
     amx_blocks<Stored::kFloat8>(call, tile, begin, end, s, groups);
   }
   _tile_release();
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const AmxGroup& group = groups[row / kAmxRows];
-    const int64_t lane = row % kAmxRows;
-    float* to = result + row * stride;
+  for (int64_t i = 0; i < tile.heads * tile.rows; ++i) {
+    const int64_t row = i % tile.rows, lane = row % kAmxRows;
+    const AmxGroup& group = groups[i / tile.rows * of_head + row / kAmxRows];
+    float* to = result + i * stride;
     to[0] = group.high[lane];
     to[1] = group.total[lane];
-    for (int64_t d = 0; d < call.head_dim; ++d)
-      to[2 + d] = group.mixed[d / 16 * 256 + lane * 16 + d % 16];
+    for (int64_t d = 0; d < call.head_dim; d += 16) {
+      const __mmask16 mask = call.head_dim - d >= 16 ? 0xffff : (1u << (call.head_dim - d)) - 1;
+      _mm512_mask_storeu_ps(to + 2 + d, mask, _mm512_load_ps(group.mixed + d * 16 + lane * 16));
+    }
   }
 }
 
-}  // namespace rtp
+}  // namespace rtp::paged
 #endif

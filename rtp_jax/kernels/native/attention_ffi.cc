@@ -6,7 +6,7 @@
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
-namespace rtp {
+namespace rtp::paged {
 namespace {
 namespace ffi = xla::ffi;
 
@@ -60,24 +60,24 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer pages,
 }
 
 }  // namespace
-}  // namespace rtp
+}  // namespace rtp::paged
 
 // clang-format off
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rtp_attention, rtp::run,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rtp_attention, rtp::paged::run,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<rtp::Scalar>()
-                                  .Arg<rtp::Scalar>()
-                                  .Arg<rtp::Scalar>()
-                                  .Arg<rtp::Ints1>()
-                                  .Arg<rtp::Ints2>()
-                                  .Arg<rtp::Ints1>()
-                                  .Arg<rtp::Ints1>()
+                                  .Arg<rtp::paged::Scalar>()
+                                  .Arg<rtp::paged::Scalar>()
+                                  .Arg<rtp::paged::Scalar>()
+                                  .Arg<rtp::paged::Ints1>()
+                                  .Arg<rtp::paged::Ints2>()
+                                  .Arg<rtp::paged::Ints1>()
+                                  .Arg<rtp::paged::Ints1>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Attr<float>("scale")
                                   .Attr<float>("soft_cap"));

@@ -5,7 +5,7 @@
 
 #include "attention_rows.h"
 
-namespace rtp {
+namespace rtp::paged {
 
 constexpr int kColumns = 2;  // vectors of rows at a time
 constexpr int64_t kGroupRows = kColumns * kLanes;
@@ -84,10 +84,11 @@ struct Softmax {
   }
 };
 
-// Walks over the keys [begin, end) of a segment for all rows of a tile.  `result` gets, for each
+// Walks over the keys [begin, end) of a segment for all rows of one KV head of a tile.  `result` gets, for each
 // row, high, total and mixed[head_dim], `stride` floats apart.
-inline void float_segment(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
-                          FloatScratch& scratch, float* query, float* result, int64_t stride) {
+inline void float_segment(const Attention& call, const Tile& tile, int64_t head, int64_t begin,
+                          int64_t end, FloatScratch& scratch, float* query, float* result,
+                          int64_t stride) {
   const int64_t dim = call.head_dim;
   const int64_t groups = (tile.rows + kGroupRows - 1) / kGroupRows;
   // `query` holds, for each group, the queries [head_dim][rows] and the sums [head_dim][rows].
@@ -96,17 +97,17 @@ inline void float_segment(const Attention& call, const Tile& tile, int64_t begin
   for (int64_t g = 0; g < groups; ++g) {
     std::memset(query + g * group_size, 0, group_size * sizeof(float));
     for (int64_t r = 0; r < kGroupRows && g * kGroupRows + r < tile.rows; ++r) {
-      int64_t from = place(call, tile, g * kGroupRows + r);
+      int64_t from = place(call, tile, head, g * kGroupRows + r);
       for (int64_t d = 0; d < dim; ++d)
         query[g * group_size + d * kGroupRows + r] =
-            call.bfloat16 ? widen(static_cast<const uint16_t*>(call.query)[from + d])
+            call.bfloat16 ? from_bf16(static_cast<const uint16_t*>(call.query)[from + d])
                           : static_cast<const float*>(call.query)[from + d];
     }
   }
   Rows rows;
   for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
     const int64_t keys = std::min(kBlock, end - block);
-    locate(call, tile, block, end, rows);
+    locate(call, tile, head, block, end, rows);
     for (int64_t k = 0; k < keys; ++k) {
       widen_row(call.stored, rows.key[k], dim, scratch.key + k * dim);
       widen_row(call.stored, rows.value[k], dim, scratch.value + k * dim);
@@ -147,4 +148,4 @@ inline void float_segment(const Attention& call, const Tile& tile, int64_t begin
   }
 }
 
-}  // namespace rtp
+}  // namespace rtp::paged

@@ -4,8 +4,9 @@
 
 #include "attention.h"
 #include "attention_vector.h"
+#include "numbers.h"
 
-namespace rtp {
+namespace rtp::paged {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
@@ -23,10 +24,10 @@ inline int64_t bytes_of(Stored stored) {
   return stored == Stored::kFloat32 ? 4 : stored == Stored::kBfloat16 ? 2 : 1;
 }
 
-// Finds the keys [block, block + kBlock) of a tile's sequence, of which those in [begin, end) are
-// live.  A page id that does not exist is read as the last page, as XLA does it.
-inline void locate(const Attention& call, const Tile& tile, int64_t block, int64_t end,
-                   Rows& rows) {
+// Finds the keys [block, block + kBlock) of a tile's sequence and of one of its KV heads; those
+// from `tile.begin` to `end` are live.  A page id that does not exist is read as the last page.
+inline void locate(const Attention& call, const Tile& tile, int64_t head, int64_t block,
+                   int64_t end, Rows& rows) {
   const int64_t bytes = call.head_dim * bytes_of(call.stored);
   const int64_t half = call.kv_heads * call.page_size;  // rows from a key to its value
   const int64_t from = std::max<int64_t>(0, tile.begin - block);
@@ -40,7 +41,7 @@ inline void locate(const Attention& call, const Tile& tile, int64_t block, int64
   for (int64_t i = from; i < count; ++index, offset = 0) {
     int64_t page = index < call.width ? call.page_table[tile.sequence * call.width + index] : 0;
     page = std::clamp<int64_t>(page, 0, call.num_pages - 1);
-    int64_t row = (page * call.layers + call.layer) * 2 * call.kv_heads + tile.kv_head;
+    int64_t row = (page * call.layers + call.layer) * 2 * call.kv_heads + tile.kv_head + head;
     row = row * call.page_size + offset;
     for (; offset < call.page_size && i < count; ++offset, ++i, ++row) {
       rows.key[i] = static_cast<const char*>(call.pages) + row * bytes;
@@ -77,13 +78,12 @@ inline void widen_row(Stored stored, const char* from, int64_t count, float* to)
   if (stored == Stored::kFloat32) {
     std::memcpy(to, from, count * 4);
   } else if (stored == Stored::kBfloat16) {
-    const uint16_t* bits = reinterpret_cast<const uint16_t*>(from);
-    for (int64_t i = 0; i < count; ++i) to[i] = widen(bits[i]);
+    widen(from, true, count, to);
   } else if (stored == Stored::kInt8) {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<signed char>(from[i]);
   } else {
     for (int64_t i = 0; i < count; ++i)
-      to[i] = widen(kFloat8.bits[static_cast<unsigned char>(from[i])]);
+      to[i] = from_bf16(kFloat8.bits[static_cast<unsigned char>(from[i])]);
   }
 }
 
@@ -97,11 +97,15 @@ inline Visible visible(const Attention& call, const Tile& tile, int64_t row) {
   return {first < 0 ? 0 : first, position};
 }
 
-// Where row `row` of a tile lies in the query and in the result, in numbers.
-inline int64_t place(const Attention& call, const Tile& tile, int64_t row) {
+// Which query head row `row` of KV head `head` of a tile is, and where it lies in the query and in
+// the result, in numbers.
+inline int64_t query_head(const Attention& call, const Tile& tile, int64_t head, int64_t row) {
   int64_t group = call.heads / call.kv_heads;
-  int64_t token = tile.first_token + row / group, head = tile.kv_head * group + row % group;
-  return (token * call.heads + head) * call.head_dim;
+  return (tile.kv_head + head) * group + row % group;
+}
+inline int64_t place(const Attention& call, const Tile& tile, int64_t head, int64_t row) {
+  int64_t token = tile.first_token + row / (call.heads / call.kv_heads);
+  return (token * call.heads + query_head(call, tile, head, row)) * call.head_dim;
 }
 
-}  // namespace rtp
+}  // namespace rtp::paged

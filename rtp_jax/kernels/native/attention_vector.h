@@ -1,9 +1,8 @@
 // Vectors of float32 as wide as the level has them, in the compiler's own vector types.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
-namespace rtp {
+namespace rtp::paged {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -49,19 +48,4 @@ inline Floats tanh_of(Floats x) {
 
 inline float exp2_of(float x) { return exp2_of(spread(x))[0]; }
 
-inline float widen(uint16_t bits) {
-  uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float x;
-  std::memcpy(&x, &wide, 4);
-  return x;
-}
-
-// Rounds to bfloat16, ties to even; NaN stays NaN.
-inline uint16_t narrow(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-}  // namespace rtp
+}  // namespace rtp::paged

@@ -1,0 +1,235 @@
+"""Native attention and what surrounds it, at every level this machine runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtp_jax.config import native_cache
+from rtp_jax.kernels.native import attention, library
+from rtp_jax.kernels.native.levels import NAMES, levels_of_this_cpu
+from rtp_jax.kernels.native.library import Library
+from rtp_jax.kernels.paged_attention import native_cpu, reference
+from rtp_jax.kernels.paged_attention.shape import AttentionShape
+from rtp_jax.kernels.pages import StepInputs, write_kv
+from rtp_jax.layers.rope import Rotation, rotate
+from tests.kernels.test_paged_attention import CASES, Case, inputs, options, scaled
+
+SCALE = 0.3
+SHAPES = {
+    "chunks behind pages": Case((300, 90, 17), (70, 1, 17), 8, 1, 64, 16),
+    "every key head its own, head_dim 80": Case((40, 130), (1, 66), 3, 3, 80, 8),
+    "groups of three, head_dim 96": Case((70, 33), (65, 1), 6, 2, 96, 8),
+    "large pages, head_dim 128, window": Case((700, 30), (1, 30), 8, 2, 128, 64, window=100),
+    "pages that blocks do not divide": Case((200, 90), (100, 1), 4, 2, 24, 12, soft_cap=3.0),
+    "more heads than a tile has rows": Case((9, 40), (9, 1), 160, 1, 16, 4, sinks=True),
+    "segments": Case((2500, 1100), (1, 40), 4, 2, 32, 16),
+}
+MIXED = Case((40, 2100, 1130, 5), (1, 1, 70, 5), 4, 2, 32, 16)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def level(request: pytest.FixtureRequest):
+    """Load the kernels of a level; afterwards programs are built with the best one again."""
+    if request.param not in [one.name for one in levels_of_this_cpu()]:
+        pytest.skip(f"this processor does not run {request.param}")
+    if reason := library.load(native_cache(), level=request.param):
+        pytest.skip(reason)
+    yield library.loaded(request.param)
+    library.load(native_cache())
+
+
+@functools.cache
+def expected(name: str, dtype: str) -> np.ndarray:
+    """What the reference gives for a shape, from numbers of `dtype`."""
+    case = SHAPES[name]
+    call = functools.partial(reference.paged_attention, **options(case))
+    return np.float32(jax.jit(call)(*inputs(case, jnp.dtype(dtype))))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+@pytest.mark.parametrize("name", SHAPES)
+def test_attention_matches_the_reference(level: Library, name, dtype, tolerance):
+    case = SHAPES[name]
+    call = functools.partial(attention.attention, level, **options(case))
+    actual = np.float32(jax.jit(call)(*inputs(case, jnp.dtype(dtype))))
+    new = sum(case.new)
+    # float32: the same sums in another order; bfloat16: weights and results have 8 bits, |v| <= 4.
+    np.testing.assert_allclose(actual[:new], expected(name, dtype)[:new], rtol=0, atol=tolerance)
+    assert (actual[new:] == 0).all()
+
+
+@pytest.mark.parametrize("stored", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 4e-2)])
+def test_pages_may_have_scales(level: Library, stored, dtype, tolerance):
+    case = Case((40, 7, 0, 130), (1, 7, 0, 70), head_dim=40, sinks=True)
+    (query, *rest), scales = scaled(case, stored)
+    query = query.astype(dtype)
+    call = functools.partial(attention.attention, level, **options(case))
+    actual = jax.jit(call)(query, *rest, scales=scales)
+    right = jax.jit(functools.partial(reference.paged_attention, **options(case)))
+    new = sum(case.new)
+    np.testing.assert_allclose(
+        np.float32(actual[:new]),
+        np.float32(right(query, *rest, scales=scales)[:new]),
+        rtol=0,
+        atol=tolerance,
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_token_alone_is_the_token_of_a_chunk_to_the_bit(level: Library, dtype):
+    query, pages, layer, step = inputs(MIXED, dtype)
+    call = jax.jit(functools.partial(attention.attention, level, scale=SCALE))
+    together = np.float32(call(query, pages, layer, step))
+    for sequence, new in enumerate(MIXED.new):
+        for token in {0, new // 2, new - 1}:
+            first = int(step.query_start[sequence]) + token
+            alone = step._replace(
+                query_start=step.query_start.at[sequence].set(first),
+                query_count=jnp.zeros_like(step.query_count).at[sequence].set(1),
+            )
+            actual = np.float32(call(query, pages, layer, alone))
+            np.testing.assert_array_equal(actual[first], together[first])
+
+
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_no_token_sees_may_be_anything(level: Library, dtype, window):
+    case = Case((200, 70), (1, 33), window=window)
+    query, pages, layer, step = inputs(case, dtype)
+    dirty = np.full(pages.shape, np.nan, np.float32)
+    dirty = np.array(dirty if dtype == jnp.float32 else np.full(pages.shape, 0x7FC0, np.uint16))
+    for s, (length, new) in enumerate(zip(case.lengths, case.new, strict=True)):
+        for p in range(max(0, length - new + 1 - (window or length)), length):
+            page, offset = step.page_table[s, p // case.page_size], p % case.page_size
+            dirty[page, :, :, :, offset] = pages[page, :, :, :, offset]
+    call = jax.jit(functools.partial(attention.attention, level, **options(case)))
+    clean = np.float32(call(query, pages, layer, step))
+    np.testing.assert_array_equal(np.float32(call(query, jnp.asarray(dirty), layer, step)), clean)
+
+
+def normed(x, scale):
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + 1e-6)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def projections(case: Case, tokens: int, dtype):
+    """Draw projections, angles, and the factors of two layers' head norms."""
+    rng = np.random.default_rng(1)
+    dim, heads = case.head_dim, (case.heads, case.kv_heads, case.kv_heads)
+    projected = tuple(jnp.asarray(rng.normal(size=(tokens, h * dim)), dtype) for h in heads)
+    angles = rng.normal(size=(tokens, dim // 2))
+    turn = Rotation(jnp.float32(np.cos(angles)), jnp.float32(np.sin(angles)))
+    return projected, turn, [jnp.asarray(rng.normal(size=(2, dim)), dtype) for _ in range(2)]
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype"),
+    [(jnp.float32, jnp.float32), (jnp.bfloat16, jnp.bfloat16), (jnp.float32, jnp.bfloat16)],
+)
+def test_rope_and_pages_match_the_layers(level: Library, dtype, kv_dtype, norms):
+    case = CASES["all kinds at once"]
+    query, pages, layer, step = inputs(case, dtype, kv_dtype)
+    projected, turn, scales = projections(case, query.shape[0], dtype)
+
+    def layers(pages):
+        query, key, value = (x.reshape(x.shape[0], -1, case.head_dim) for x in projected)
+        if norms:
+            query, key = normed(query, scales[0][layer]), normed(key, scales[1][layer])
+        query, key = rotate(query, turn), rotate(key, turn)
+        return query, write_kv(pages, layer, key, value, step)
+
+    def native(pages):
+        heads = attention.HeadNorms(*scales, eps=1e-6) if norms else None
+        return attention.rope_kv(
+            level, projected, pages, layer, step, cos=turn.cos, sin=turn.sin, norms=heads
+        )
+
+    expected_query, expected_pages = jax.jit(layers)(pages)
+    actual_query, actual_pages = jax.jit(native)(pages)
+    new = sum(case.new)
+    # Two float32 expressions round differently; in bfloat16 that may move a number by one step.
+    step_of = 4e-7 if dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(
+        np.float32(actual_query[:new]), np.float32(expected_query[:new]), rtol=step_of, atol=2e-6
+    )
+    assert (np.float32(actual_query[new:]) == 0).all()
+    as_stored = jnp.float32 if kv_dtype == jnp.float32 else jnp.bfloat16
+    numbers = [np.float32(np.asarray(x).view(as_stored)) for x in (actual_pages, expected_pages)]
+    changed = np.asarray(actual_pages) != np.asarray(pages)
+    assert changed[1:, int(layer)].any()
+    assert not changed[:, 1 - int(layer)].any()
+    step_of = 4e-7 if kv_dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(numbers[0][1:], numbers[1][1:], rtol=step_of, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("width", [64, 100])
+def test_rms_norm_matches_the_layer(level: Library, width, dtype):
+    rng = np.random.default_rng(2)
+    x, scale = (jnp.asarray(rng.normal(size=size), dtype) for size in ((37, width), (3, width)))
+    call = jax.jit(functools.partial(attention.rms_norm, level, eps=1e-6))
+    actual = np.float32(call(x, scale, jnp.int32(2), jnp.int32(30)))
+    right = np.float32(normed(x, scale[2]))
+    np.testing.assert_allclose(
+        actual[:30], right[:30], rtol=1e-6 if dtype == jnp.float32 else 2**-7, atol=1e-6
+    )
+    assert (actual[30:] == 0).all()
+    np.testing.assert_array_equal(
+        np.float32(call(x, scale[2], jnp.int32(2), jnp.int32(30))), actual
+    )
+
+
+def test_a_step_does_not_copy_the_pages(level: Library):
+    case = Case((300, 90), (70, 1), 4, 2, 32, 16)
+    query, pages, _, step = inputs(case, jnp.bfloat16)
+    projected, turn, _ = projections(case, query.shape[0], jnp.bfloat16)
+
+    def layers(pages, step: StepInputs):
+        def one(layer, carry):
+            mixed, pages = carry
+            query, pages = attention.rope_kv(
+                level, projected, pages, layer, step, cos=turn.cos, sin=turn.sin
+            )
+            return mixed + attention.attention(level, query, pages, layer, step, scale=SCALE), pages
+
+        return jax.lax.fori_loop(0, pages.shape[1], one, (jnp.zeros_like(query), pages))
+
+    compiled = jax.jit(layers, donate_argnums=0).lower(pages, step).compile()
+    shape = "u16[" + ",".join(map(str, pages.shape)) + "]"
+    lines = compiled.as_text().splitlines()
+    assert any(shape in line and "rtp_rope_kv" in line for line in lines)
+    copies = [
+        line for line in lines if shape in line and (" copy(" in line or "copy-start" in line)
+    ]
+    assert not copies
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= pages.nbytes
+    assert memory.temp_size_in_bytes < pages.nbytes // 2
+
+
+def shape_of(**changes) -> AttentionShape:
+    fine = AttentionShape(
+        platform="cpu",
+        dtype=jnp.dtype(jnp.bfloat16),
+        storage=jnp.dtype(jnp.uint16),
+        head_dim=128,
+        page_size=16,
+        heads=16,
+        kv_heads=8,
+        features=frozenset(),
+    )
+    return fine._replace(**changes)
+
+
+def test_obstacles_are_said_in_words(native_kernels):
+    assert "target is cuda" in str(native_cpu.obstacle(shape_of(platform="cuda")))
+    assert "float16" in str(native_cpu.obstacle(shape_of(dtype=jnp.dtype(jnp.float16))))
+    assert "int32" in str(native_cpu.obstacle(shape_of(storage=jnp.dtype(jnp.int32))))
+    assert "at most 256, not 320" in str(native_cpu.obstacle(shape_of(head_dim=320)))
+    assert native_cpu.obstacle(shape_of()) == native_kernels

@@ -6,12 +6,23 @@ from typing import NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from rtp_jax.kernels.native import library
+from rtp_jax.kernels.native.attention import HeadNorms, rope_kv
 from rtp_jax.kernels.paged_attention import paged_attention
 from rtp_jax.kernels.pages import KVPages, StepInputs, write_kv
 from rtp_jax.layers.linear import Linear, Place, project
 from rtp_jax.layers.norm import RMSNorm
 from rtp_jax.layers.rope import Rotation, rotate
 from rtp_jax.layers.target import Target
+
+Projected = tuple[
+    Float[Array, "tokens query_width"],
+    Float[Array, "tokens kv_width"],
+    Float[Array, "tokens kv_width"],
+]
+
+
+NATIVE_HEAD_DIM = 512  # the largest that `rope_kv` turns
 
 
 class Heads(NamedTuple):
@@ -46,6 +57,7 @@ class Attention(nnx.Module):
         self.key_norm = make_norm() if make_norm else None
         self.head_dim, self.platform = heads.head_dim, target.platform
         self.implementation = target.attention
+        self.native = target.native if heads.head_dim <= NATIVE_HEAD_DIM else None
 
     def add_to(
         self,
@@ -59,11 +71,9 @@ class Attention(nnx.Module):
         window: Int32[Array, ""] | int | None = None,
     ) -> tuple[Float[Array, "tokens hidden"], KVPages]:
         """Add the attention of `x` to the residual stream; its KV is in the pages."""
-        query, key, value = map(self._heads, project(x, [self.query, self.key, self.value], place))
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query, place), self.key_norm(key, place)
-        query, key = rotate(query, turn), rotate(key, turn)
-        pages = write_kv(pages, place.layer, key, value, step)
+        query, key, value = project(x, [self.query, self.key, self.value], place)
+        place_heads = self._place_heads if self.native is None else self._place_heads_in_cpp
+        query, pages = place_heads((query, key, value), pages, place, step, turn)
         mixed = paged_attention(
             query,
             pages,
@@ -75,6 +85,29 @@ class Attention(nnx.Module):
             implementation=self.implementation,
         )
         return self.output.add_to(residual, mixed.reshape(x.shape[0], -1), place), pages
+
+    def _place_heads(
+        self, projected: Projected, pages: KVPages, place: Place, step: StepInputs, turn: Rotation
+    ) -> tuple[Float[Array, "tokens heads head_dim"], KVPages]:
+        """Turn queries by their positions; turn keys and write them and values to the pages."""
+        query, key, value = map(self._heads, projected)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query, place), self.key_norm(key, place)
+        query, key = rotate(query, turn), rotate(key, turn)
+        return query, write_kv(pages, place.layer, key, value, step)
+
+    def _place_heads_in_cpp(
+        self, projected: Projected, pages: KVPages, place: Place, step: StepInputs, turn: Rotation
+    ) -> tuple[Float[Array, "tokens heads head_dim"], KVPages]:
+        """Do the same in one pass over the projections, for the tokens that are no padding."""
+        norms, kernels = None, library.loaded(self.native)
+        assert kernels is not None
+        if self.query_norm is not None and self.key_norm is not None:
+            factors = self.query_norm.scale[...], self.key_norm.scale[...]
+            norms = HeadNorms(*factors, self.query_norm.eps)
+        return rope_kv(
+            kernels, projected, pages, place.layer, step, cos=turn.cos, sin=turn.sin, norms=norms
+        )
 
     def _heads(self, x: Float[Array, "tokens width"]) -> Float[Array, "tokens heads head_dim"]:
         return x.reshape(x.shape[0], -1, self.head_dim)

@@ -100,7 +100,7 @@ class Decoder(nnx.Module):
         (kv,) = pages  # one KV group
         every = jnp.arange(self.num_layers, dtype=jnp.int32), windows
         (x, kv), _ = jax.lax.scan(advance, (self.embedding(tokens), kv), every)
-        return self.final_norm(x), (kv,)
+        return self.final_norm(x, Place(jnp.int32(0), rows)), (kv,)
 
     def unembed(
         self, hidden: Float[Array, "rows hidden"], rows: Int32[Array, ""] | None = None

@@ -16,6 +16,7 @@ class Target(NamedTuple):
     matmul: str = "auto"  # implementation of products with weights
     scheme: Scheme = PLAIN  # of the matrices in layers
     head_scheme: Scheme = PLAIN  # of the matrix that makes logits
+    native: str | None = None  # level of the C++ kernels that layers may call; None: none
     # Kernels may leave out the padding behind a step's tokens. Not where the arithmetic of a token
     # must never depend on how many others there are.
     skip_padding: bool = True

@@ -111,11 +111,10 @@ def _dtype(config: Fields) -> str:
 
 def build_dense(spec: ModelSpec, target: Target) -> Decoder:
     """Build the modules of a dense decoder; call it under `nnx.eval_shape`."""
-    dtype = target.dtype
     heads = Heads(spec.hidden_size, spec.num_heads, spec.num_kv_heads, spec.head_dim)
 
     def norm(axis: str = "embed", size: int = spec.hidden_size) -> RMSNorm:
-        return RMSNorm((axis, size), eps=spec.norm_eps, dtype=dtype)
+        return RMSNorm((axis, size), eps=spec.norm_eps, target=target)
 
     attention = Attention(
         heads,

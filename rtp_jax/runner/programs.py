@@ -94,7 +94,7 @@ def environment_key(device: Device) -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
     for room in ("kernels", "layers", "models", "parallel", "quant", "runner"):
-        for path in sorted((root / room).rglob("*.py")):
+        for path in sorted([*(root / room).rglob("*.py"), *(root / room).rglob("*.json")]):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update((root / "sampling_params.py").read_bytes())  # caps that shape the results
     digest.update(compiler_flags().encode() + b"\0")

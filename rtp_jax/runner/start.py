@@ -82,9 +82,7 @@ def start_runner(
     runner = Runner(
         weights=bones.leaves(loaded), build=bones.assemble, shapes=shapes, device=facts.device
     )
-    native = library.loaded() if plan.native != "off" else None
-    kernels = (native.level, source_hash()) if native else ()
-    described = f"{environment_key(facts.device)} {spec} {target} {kernels} {shapes}"
+    described = f"{environment_key(facts.device)} {spec} {target} {source_hash()} {shapes}"
     key = hashlib.sha256(described.encode()).hexdigest()
     runner.compile(folder=plan.compile_cache, key=key, progress=progress)
     return runner
@@ -95,6 +93,7 @@ def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
     scheme, head_scheme = schemes_of(plan.quantization)
     # A library may be there although it is not wanted: another engine of this process loaded it.
     native = plan.native != "off" or facts.platform != "cpu"
+    kernels = library.loaded() if native and facts.platform == "cpu" else None
     return Target(
         platform=facts.platform,
         dtype=jnp.dtype(plan.dtype),
@@ -102,6 +101,7 @@ def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
         matmul=plan.matmul if native or plan.matmul != "auto" else "xla",
         scheme=scheme,
         head_scheme=head_scheme,
+        native=None if kernels is None else kernels.level,
         skip_padding=plan.skip_padding,
     )
 

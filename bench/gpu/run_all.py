@@ -1,6 +1,7 @@
 """How fast is rtp_jax on this GPU?  Checks and times kernels, the engine and what others offer.
 
-    python bench/gpu/run_all.py --part kernels|engine|peers [--out DIR] [--dry] [--only TEXT]
+    python bench/gpu/run_all.py --part kernels|engine|peers [--out DIR] [--dry]
+        [--only TEXT] [--tune]
 
 Each part takes at most eight minutes and goes on where it stopped: what `DIR/PART.json` has is not
 measured again.  Beside it lies `DIR/PART.md`, a table.  `--dry` takes the same way on a CPU with
@@ -36,11 +37,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny, simulated")
     parser.add_argument("--only", default="", help="rows with this text in their name")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds")
+    parser.add_argument("--tune", action="store_true", help="part kernels: write a tile table")
     options = parser.parse_args(arguments)
+    if options.tune and options.part != "kernels":
+        parser.error("--tune goes with --part kernels")
     results = Results(options.out, options.part, dry=options.dry, budget_s=options.budget)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # jax takes 0.75 by itself
     part = importlib.import_module(f"bench.gpu.{options.part}_part")
-    part.run(results, dry=options.dry, only=options.only)
+    if options.tune:
+        part.run_tuning(results, dry=options.dry, only=options.only, out=options.out)
+    else:
+        part.run(results, dry=options.dry, only=options.only)
     counts = results.counts()
     print(f"{options.part}: {counts}; tables in {options.out}")
     return 1 if counts.get("failed") or counts.get("wrong") else 0

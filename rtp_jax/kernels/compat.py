@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+import threading
 from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -10,7 +12,24 @@ import jax
 HAS_MOSAIC_GPU = jax.__version_info__ >= (0, 11)
 
 
-def lazy(name: str) -> ModuleType:
+class Lazy:
+    """A module that is read when something of it is first used, by one thread at a time.
+
+    Programs are traced by several threads, and before Python 3.12.4 the loader hands a module that
+    is half read to whoever comes second.
+    """
+
+    _reading = threading.RLock()
+
+    def __init__(self, module: ModuleType):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        with self._reading:
+            return getattr(self._module, name)
+
+
+def lazy(name: str) -> Any:
     """Name a module that is read when something of it is first used.
 
     Pallas takes seconds to import, which a program for the CPU should not pay.
@@ -24,7 +43,7 @@ def lazy(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    return module
+    return Lazy(module)
 
 
 if HAS_MOSAIC_GPU:

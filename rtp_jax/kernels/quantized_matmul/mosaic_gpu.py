@@ -14,7 +14,9 @@ from rtp_jax.kernels.quantized_matmul import mosaic_plan
 from rtp_jax.kernels.quantized_matmul.mosaic_plan import GROUP, Plan, Tiling
 from rtp_jax.kernels.quantized_matmul.rounding import round_rows
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
+from rtp_jax.kernels.tuned import key_of, tuned
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
+from rtp_jax.quant.schemes import Scheme
 
 stream = compat.lazy("rtp_jax.kernels.quantized_matmul.mosaic_stream")
 
@@ -54,11 +56,13 @@ def quantized_matmul(
 ) -> Float[Array, "tokens outer"]:
     """Multiply by one layer of a weight, which is not copied; tiles of tokens behind `rows` are 0.
 
-    `tiling` replaces the default; `interpret`, an `InterpretGPUParams`, simulates on the CPU.
+    `tiling` replaces the tuned one or the default; `interpret`, an `InterpretGPUParams`, simulates
+    on the CPU.
     """
     tokens, inner = x.shape
     scheme = weight.scheme
     sizes = {"outer": weight.outer, "inner": inner}
+    tiling = tiling or _tuned(scheme, tokens, sizes)
     tiling = tiling or mosaic_plan.default_tiling(scheme, tokens=tokens, **sizes)
     padded = -(-tokens // tiling.tokens) * tiling.tokens
     plan = mosaic_plan.plan(tiling, scheme.bits, tokens=padded, **sizes)
@@ -111,3 +115,9 @@ def _add_parts(
     used = np.swapaxes(plan.used(), 1, 2)[:, :, None, :, None]
     total = jnp.where(used, tiles, 0).sum(axis=0).reshape(outer, tokens)
     return total.T.astype(jnp.float32)
+
+
+def _tuned(scheme: Scheme, tokens: int, sizes: dict[str, int]) -> Tiling | None:
+    """Look up a tiling that was measured to be better than the default."""
+    found = tuned("quantized_matmul", key_of(scheme=scheme.name, tokens=tokens, **sizes))
+    return None if found is None else Tiling(*found)

@@ -39,8 +39,8 @@ struct alignas(64) AmxScratch {
   Rows rows, next;  // of this block and of the one after it
   uint16_t key[kMaxHeadDim * kBlock];    // [chunk][key][32]
   uint16_t value[kMaxHeadDim * kBlock];  // [dim / 16][pair of keys][16][2]
-  float score[kBlock * kAmxRows];        // [key][row]
-  uint32_t weight[2 * 16 * 16];          // [half of the block][row][pair of keys]
+  float score[2][kBlock * kAmxRows];     // [key][row], of two groups
+  uint32_t weight[2][2 * 16 * 16];       // [half of the block][row][pair of keys], of two groups
 };
 
 inline int64_t chunks_of(const Attention& call) {
@@ -136,7 +136,11 @@ inline void pack_block(const Attention& call, AmxScratch& s) {
   }
 }
 
-inline void score_block(const uint16_t* query, AmxScratch& s, int64_t chunks) {
+// What was stored by now is in memory: compilers do not know that loading a tile reads it.
+inline void settle() { __asm__ volatile("" ::: "memory"); }
+
+inline void score_one(const uint16_t* query, AmxScratch& s, int64_t chunks) {
+  settle();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -153,10 +157,37 @@ inline void score_block(const uint16_t* query, AmxScratch& s, int64_t chunks) {
     _tile_loadd(5, key + 1536, 64);
     _tile_dpbf16ps(3, 5, 4);
   }
-  _tile_stored(0, s.score, 64);
-  _tile_stored(1, s.score + 256, 64);
-  _tile_stored(2, s.score + 512, 64);
-  _tile_stored(3, s.score + 768, 64);
+  _tile_stored(0, s.score[0], 64);
+  _tile_stored(1, s.score[0] + 256, 64);
+  _tile_stored(2, s.score[0] + 512, 64);
+  _tile_stored(3, s.score[0] + 768, 64);
+}
+
+// The same for two groups: keys come from the second cache, so they are loaded once for both.
+inline void score_two(const uint16_t* query, const uint16_t* other, AmxScratch& s,
+                      int64_t chunks) {
+  settle();
+  for (int64_t half = 0; half < 2; ++half) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t c = 0; c < chunks; ++c) {
+      const uint16_t* key = s.key + c * kBlock * kAmxDepth + half * 1024;
+      _tile_loadd(4, key, 64);
+      _tile_loadd(6, query + c * 512, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, other + c * 512, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, key + 512, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, s.score[0] + half * 512, 64);
+    _tile_stored(1, s.score[1] + half * 512, 64);
+    _tile_stored(2, s.score[0] + half * 512 + 256, 64);
+    _tile_stored(3, s.score[1] + half * 512 + 256, 64);
+  }
 }
 
 // 2^x for x <= 0: relative error below 3e-6, far below the rounding to bfloat16 that follows.
@@ -172,11 +203,11 @@ inline __m512 exp2_short(__m512 x) {
 
 // Makes scores final where they are not simply scaled, and hides keys that a row does not see.
 inline void adjust(const Attention& call, const AmxGroup& group, int64_t block, bool hide,
-                   AmxScratch& s) {
+                   const Rows& rows, float* score) {
   const __m512i first = _mm512_load_si512(group.first), last = _mm512_load_si512(group.last);
   for (int64_t k = 0; k < kBlock; ++k) {
-    __m512 x = _mm512_load_ps(s.score + k * 16);
-    if (call.scales) x = _mm512_mul_ps(x, _mm512_set1_ps(s.rows.key_scale[k]));
+    __m512 x = _mm512_load_ps(score + k * 16);
+    if (call.scales) x = _mm512_mul_ps(x, _mm512_set1_ps(rows.key_scale[k]));
     if (call.soft_cap > 0)
       x = _mm512_mul_ps((__m512)tanh_of((Floats)x * (call.scale / call.soft_cap)),
                         _mm512_set1_ps(call.soft_cap / call.scale));
@@ -185,20 +216,22 @@ inline void adjust(const Attention& call, const AmxGroup& group, int64_t block, 
       __mmask16 seen = _mm512_cmple_epi32_mask(first, at) & _mm512_cmpge_epi32_mask(last, at);
       x = _mm512_mask_blend_ps(seen, _mm512_set1_ps(kMasked), x);
     }
-    _mm512_store_ps(s.score + k * 16, x);
+    _mm512_store_ps(score + k * 16, x);
   }
 }
 
 // Turns a block of scores into weights, and what was summed before into its share.
 template <bool kHidden, bool kScaled>
-inline void weigh(const Attention& call, AmxGroup& group, AmxScratch& s, int64_t tiles) {
+inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, const float* score,
+                  uint32_t* weight) {
+  const int64_t tiles = 2 * chunks_of(call);
   const __m512 factor = _mm512_set1_ps(call.scale * kLog2E);
   const __m512 masked = _mm512_set1_ps(kMasked);
   __m512 tops[4];
-  for (int i = 0; i < 4; ++i) tops[i] = _mm512_load_ps(s.score + i * 16);
+  for (int i = 0; i < 4; ++i) tops[i] = _mm512_load_ps(score + i * 16);
   for (int64_t k = 4; k < kBlock; k += 4)
     for (int i = 0; i < 4; ++i)
-      tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(s.score + (k + i) * 16));
+      tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(score + (k + i) * 16));
   __m512 top = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
   __m512 old = _mm512_load_ps(group.high);
   __m512 high = _mm512_max_ps(old, _mm512_mul_ps(top, factor));
@@ -226,7 +259,7 @@ inline void weigh(const Attention& call, AmxGroup& group, AmxScratch& s, int64_t
     __m512i packed[16];
     for (int i = 0; i < 16; ++i) {
       const int64_t k = half * 32 + 2 * i;
-      __m512 x = _mm512_load_ps(s.score + k * 16), y = _mm512_load_ps(s.score + k * 16 + 16);
+      __m512 x = _mm512_load_ps(score + k * 16), y = _mm512_load_ps(score + k * 16 + 16);
       __m512 p = exp2_short(_mm512_fmsub_ps(x, factor, high));
       __m512 q = exp2_short(_mm512_fmsub_ps(y, factor, high));
       if (kHidden) {
@@ -236,20 +269,21 @@ inline void weigh(const Attention& call, AmxGroup& group, AmxScratch& s, int64_t
       even = _mm512_add_ps(even, p);
       odd = _mm512_add_ps(odd, q);
       if (kScaled) {
-        p = _mm512_mul_ps(p, _mm512_set1_ps(s.rows.value_scale[k]));
-        q = _mm512_mul_ps(q, _mm512_set1_ps(s.rows.value_scale[k + 1]));
+        p = _mm512_mul_ps(p, _mm512_set1_ps(rows.value_scale[k]));
+        q = _mm512_mul_ps(q, _mm512_set1_ps(rows.value_scale[k + 1]));
       }
       packed[i] = _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(q, p));
     }
     turn(packed);
-    for (int i = 0; i < 16; ++i) _mm512_store_si512(s.weight + half * 256 + i * 16, packed[i]);
+    for (int i = 0; i < 16; ++i) _mm512_store_si512(weight + half * 256 + i * 16, packed[i]);
   }
   _mm512_store_ps(group.total, _mm512_add_ps(total, _mm512_add_ps(even, odd)));
 }
 
-inline void mix_block(AmxGroup& group, const AmxScratch& s, int64_t tiles) {
-  _tile_loadd(4, s.weight, 64);
-  _tile_loadd(5, s.weight + 256, 64);
+inline void mix_one(AmxGroup& group, const AmxScratch& s, int64_t tiles) {
+  settle();
+  _tile_loadd(4, s.weight[0], 64);
+  _tile_loadd(5, s.weight[0] + 256, 64);
   for (int64_t t = 0; t < tiles; t += 2) {
     const uint16_t* value = s.value + t * 1024;
     float* mixed = group.mixed + t * 256;
@@ -265,6 +299,32 @@ inline void mix_block(AmxGroup& group, const AmxScratch& s, int64_t tiles) {
     _tile_dpbf16ps(1, 5, 7);
     _tile_stored(0, mixed, 64);
     _tile_stored(1, mixed + 256, 64);
+  }
+}
+
+inline void mix_two(AmxGroup& group, AmxGroup& other, const AmxScratch& s, int64_t tiles) {
+  settle();
+  for (int64_t t = 0; t < tiles; t += 2) {
+    const uint16_t* value = s.value + t * 1024;
+    float *mixed = group.mixed + t * 256, *mixed_too = other.mixed + t * 256;
+    _tile_loadd(0, mixed, 64);
+    _tile_loadd(1, mixed + 256, 64);
+    _tile_loadd(2, mixed_too, 64);
+    _tile_loadd(3, mixed_too + 256, 64);
+    for (int64_t half = 0; half < 2; ++half) {
+      _tile_loadd(6, value + half * 512, 64);
+      _tile_loadd(4, s.weight[0] + half * 256, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, s.weight[1] + half * 256, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, value + 1024 + half * 512, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, mixed, 64);
+    _tile_stored(1, mixed + 256, 64);
+    _tile_stored(2, mixed_too, 64);
+    _tile_stored(3, mixed_too + 256, 64);
   }
 }
 
@@ -297,12 +357,26 @@ inline void start_group(const Attention& call, const Tile& tile, int64_t head, i
   std::memset(group.mixed, 0, chunks * 2 * 256 * sizeof(float));
 }
 
+// Makes weights of the scores of a group that were computed as the first or second of a pair.
+inline void weigh_block(const Attention& call, AmxGroup& group, int64_t block, int which,
+                        AmxScratch& s) {
+  const bool hide = group.all_from > block || group.all_to < block + kBlock;
+  if (hide || call.scales || call.soft_cap > 0)
+    adjust(call, group, block, hide, s.rows, s.score[which]);
+  if (call.scales) {
+    weigh<true, true>(call, group, s.rows, s.score[which], s.weight[which]);
+  } else if (hide) {
+    weigh<true, false>(call, group, s.rows, s.score[which], s.weight[which]);
+  } else {
+    weigh<false, false>(call, group, s.rows, s.score[which], s.weight[which]);
+  }
+}
+
 // Walks over all blocks, and in each over the KV heads, which lie one behind the other in a page.
 template <Stored kStored>
 inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                        AmxScratch& s, AmxGroup* groups) {
   const int64_t of_head = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
-  const bool special = call.scales || call.soft_cap > 0;
   const int64_t start = begin / kBlock * kBlock, steps = (end - start + kBlock - 1) / kBlock;
   locate(call, tile, 0, start, end, s.next);
   for (int64_t step = 0; step < steps * tile.heads; ++step) {
@@ -311,20 +385,23 @@ inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, i
     if (const int64_t ahead = step + 1; ahead < steps * tile.heads)
       locate(call, tile, ahead % tile.heads, start + ahead / tile.heads * kBlock, end, s.next);
     pack_block<kStored>(call, s);
-    for (int64_t g = 0; g < of_head; ++g) {
-      AmxGroup& group = groups[step % tile.heads * of_head + g];
-      if (group.to <= block || group.from >= block + kBlock) continue;
-      const bool hide = group.all_from > block || group.all_to < block + kBlock;
-      score_block(group.query, s, chunks);
-      if (hide || special) adjust(call, group, block, hide, s);
-      if (call.scales) {
-        weigh<true, true>(call, group, s, 2 * chunks);
-      } else if (hide) {
-        weigh<true, false>(call, group, s, 2 * chunks);
+    AmxGroup* mine = groups + step % tile.heads * of_head;
+    int64_t g = 0;
+    while (true) {
+      while (g < of_head && !(mine[g].to > block && mine[g].from < block + kBlock)) ++g;
+      if (g == of_head) break;
+      AmxGroup& group = mine[g++];
+      if (g < of_head && mine[g].to > block && mine[g].from < block + kBlock) {
+        AmxGroup& other = mine[g++];
+        score_two(group.query, other.query, s, chunks);
+        weigh_block(call, group, block, 0, s);
+        weigh_block(call, other, block, 1, s);
+        mix_two(group, other, s, 2 * chunks);
       } else {
-        weigh<false, false>(call, group, s, 2 * chunks);
+        score_one(group.query, s, chunks);
+        weigh_block(call, group, block, 0, s);
+        mix_one(group, s, 2 * chunks);
       }
-      mix_block(group, s, 2 * chunks);
     }
   }
 }

@@ -14,6 +14,7 @@ several parts, in the order of its blocks, which are added afterwards.
 Source: Osama et al. 2023, Stream-K (arXiv:2301.03598), section 4.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,13 @@ GROUP = 128  # numbers along inner: a step is whole groups, and int4 has a scale
 SHARED_BYTES = 227 * 1024 - 2048  # of a Hopper multiprocessor, less barriers and alignment
 ROWS = 64  # of one wgmma
 MAX_TOKENS = 128
+# By the number of warpgroups: how many sums a thread may hold, as compiled without spills.
+MAX_SUMS = {4: 64, 2: 128, 1: 128}
+# What is not moved, guessed: by whether tokens are many, for each (warpgroups, rows).
+HANDICAPS = {
+    False: {(4, ROWS): 1.0, (2, ROWS): 1.1, (1, ROWS): 1.3},
+    True: {(2, 2 * ROWS): 1.0, (2, ROWS): 1.1, (1, ROWS): 2.0},
+}
 MAX_EQUAL_PARTS = 8
 MIN_STEPS = 2  # of a block: fewer would make too many parts
 
@@ -94,27 +102,38 @@ def _traffic(tiling: Tiling, plan: Plan, bits: int) -> int:
 
 
 def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Tiling:
-    """Choose a tiling by the bytes that a stage holds and the registers that sums need.
+    """Choose the candidate that moves least, as far as that can be told without a GPU.
 
-    Few tokens are bound by reading weights: wide tiles, so that a tile of `x` serves many rows and
-    many warps share the work of decoding.  Many tokens are bound by multiplying: as many sums as
-    registers hold, in two warpgroups; sums for each group need twice the registers.
+    Few tokens are bound by reading weights, and more warps decode them faster.  Many tokens are
+    bound by multiplying, and wide tiles in two warpgroups read shared memory least.
     """
+    costs = {}
+    for tiling in candidates(scheme, tokens=tokens, outer=outer, inner=inner):
+        padded = -(-tokens // tiling.tokens) * tiling.tokens
+        chosen = plan(tiling, scheme.bits, tokens=padded, outer=outer, inner=inner)
+        handicap = HANDICAPS[tiling.tokens > 64].get((tiling.warpgroups, tiling.rows))
+        if handicap is not None:
+            shallow = 1.05 if tiling.inner == GROUP else 1.0  # a step has its own costs
+            costs[tiling] = handicap * shallow * _traffic(tiling, chosen, scheme.bits)
+    return min(costs, key=lambda tiling: costs[tiling])
+
+
+def candidates(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> list[Tiling]:
+    """List tilings worth timing: they divide the matrix, and fit shared memory and registers."""
     columns = -(-tokens // MAX_TOKENS)
     tile = -(-tokens // (8 * columns)) * 8
-    if tile <= 64:
-        candidates = [(4, ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 1.3)]
-    else:
-        candidates = [(2, 2 * ROWS, 1.0), (2, ROWS, 1.1), (1, ROWS, 2.0)]
-    if sums_groups(scheme) and tile > 64:
-        candidates = candidates[1:]
-    costs = {}
-    for warpgroups, rows, weight in candidates:
-        if outer % (warpgroups * rows) == 0:
-            tiling = _deepest(Tiling(warpgroups, rows, tile, GROUP, 2), scheme, inner)
-            choice = plan(tiling, scheme.bits, tokens=tile * columns, outer=outer, inner=inner)
-            costs[tiling] = weight * _traffic(tiling, choice, scheme.bits)
-    return min(costs, key=lambda tiling: costs[tiling])
+    found = []
+    for warpgroups, rows, along in itertools.product((4, 2, 1), (ROWS, 2 * ROWS), (1, 2)):
+        tiling = Tiling(warpgroups, rows, tile, along * GROUP, 0)
+        tiling = tiling._replace(stages=min(8, SHARED_BYTES // stage_bytes(tiling, scheme)))
+        divides = outer % tiling.outer == 0 and inner % tiling.inner == 0
+        sums = rows * tile // 128 * (2 if sums_groups(scheme) else 1)
+        if scheme.bits == 4:  # decoding keeps many registers, those of each group of a step
+            divides &= rows == ROWS
+            sums *= along
+        if divides and tiling.stages >= 3 and sums <= MAX_SUMS[warpgroups]:
+            found.append(tiling)
+    return found
 
 
 def sums_groups(scheme: Scheme) -> bool:
@@ -124,14 +143,6 @@ def sums_groups(scheme: Scheme) -> bool:
     section 3.3.2), which must not happen over thousands of them.
     """
     return scheme.group is not None or scheme.floating
-
-
-def _deepest(tiling: Tiling, scheme: Scheme, inner: int) -> Tiling:
-    """Read two groups in a step if three such stages fit; have as many stages as fit."""
-    wider = tiling._replace(inner=2 * GROUP)
-    if inner % wider.inner == 0 and 3 * stage_bytes(wider, scheme) <= SHARED_BYTES:
-        tiling = wider
-    return tiling._replace(stages=min(8, SHARED_BYTES // stage_bytes(tiling, scheme)))
 
 
 def stage_bytes(tiling: Tiling, scheme: Scheme) -> int:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
-from rtp_jax.kernels.paged_attention import native_cpu, reference, xla_cpu
+from rtp_jax.kernels.paged_attention import mosaic_gpu, native_cpu, reference, xla_cpu
 from rtp_jax.kernels.paged_attention.shape import (
     SCALES,
     SINKS,
@@ -18,7 +18,11 @@ from rtp_jax.kernels.paged_attention.shape import (
 )
 from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs
 
-KERNELS = {"native_cpu": native_cpu, "xla_cpu": xla_cpu}  # best first
+KERNELS = {  # best first
+    "mosaic_gpu": mosaic_gpu,
+    "native_cpu": native_cpu,
+    "xla_cpu": xla_cpu,
+}
 
 
 def paged_attention(

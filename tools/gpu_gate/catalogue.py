@@ -24,7 +24,7 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
-from rtp_jax.quant.schemes import schemes_of
+from rtp_jax.quant.schemes import SCHEMES, schemes_of
 from rtp_jax.runner.buckets import Bucket, lattice
 from rtp_jax.runner.memory_plan import MemoryPlan, plan_memory
 from rtp_jax.runner.programs import Program
@@ -63,10 +63,9 @@ VARIANTS = {
     "qwen3-8b": Variant("qwen3-8b"),
     "qwen3-32b": Variant("qwen3-32b"),
     "qwen3-32b-shard-of-8": Variant("qwen3-32b", shards=8),
-    "llama-3.1-8b-int8": Variant("llama-3.1-8b", scheme="int8"),
-    "llama-3.1-8b-int8_dynamic": Variant("llama-3.1-8b", scheme="int8_dynamic"),
-    "llama-3.1-8b-int4": Variant("llama-3.1-8b", scheme="int4"),
+    **{f"llama-3.1-8b-{scheme}": Variant("llama-3.1-8b", scheme=scheme) for scheme in SCHEMES},
 }
+QUICK_SCHEMES = {None, "int4", "int8_dynamic"}
 
 
 class Case(NamedTuple):
@@ -85,7 +84,7 @@ class Case(NamedTuple):
 @functools.cache
 def catalogue() -> dict[str, Case]:
     """List every program by name."""
-    cases = {name: Case(make, expected) for name, (make, expected) in kernel_cases().items()}
+    cases = {name: Case(*case) for name, case in kernel_cases().items()}
     for model in VARIANTS:
         cases |= _steps(model, "step", NUM_LAYERS)
     for model in VARIANTS:
@@ -162,6 +161,8 @@ def _chosen(variant: Variant) -> set[Bucket]:
     Of a quantized model one will do: its steps differ in their products alone.
     """
     known = buckets()
+    if variant.scheme not in QUICK_SCHEMES:
+        return set()
     mixed = next(bucket for bucket in known if bucket.tokens > bucket.sequences)
     return {mixed} if variant.scheme else {known[0], mixed, known[-1]}
 

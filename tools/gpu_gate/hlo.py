@@ -55,8 +55,11 @@ class Program:
         self.computations: dict[str, list[Instruction]] = {}
         self._calls_of: dict[str, str] = {}  # fusion-start -> its computation
         self._fused: set[str] = set()
+        self._custom_calls: list[str] = []
         inside = ""
         for line in text.splitlines():
+            if " custom-call(" in line:  # its result may be several arrays
+                self._custom_calls.append(line)
             if not line.startswith(" "):
                 header = HEADER.match(line)
                 inside = header.group(1) if header else inside
@@ -122,20 +125,15 @@ class Program:
         )
 
     def custom_calls(self) -> collections.Counter[str]:
-        """Count the calls of each target; for kernels of Pallas `target:name`."""
-        found: collections.Counter[str] = collections.Counter()
-        for instructions in self.computations.values():
-            for instruction in instructions:
-                if instruction.operation == "custom-call":
-                    found[_called(instruction)] += 1
-        return found
+        """Count the calls of each target; for kernels of Pallas `mosaic_gpu:name`."""
+        return collections.Counter(map(_called, self._custom_calls))
 
 
-def _called(instruction: Instruction) -> str:
-    target = TARGET.search(instruction.rest)
+def _called(line: str) -> str:
+    target = TARGET.search(line)
     name = target.group(1) if target else "unknown"
     if name != "mosaic_gpu_v2":
         return name
-    scope = OP_NAME.search(instruction.rest)
+    scope = OP_NAME.search(line)
     parts = scope.group(1).split("/") if scope else [""]
     return f"mosaic_gpu:{parts[-2] if len(parts) > 1 else parts[0]}"

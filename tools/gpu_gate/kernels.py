@@ -1,14 +1,15 @@
-"""The kernels alone, at the shapes of real models: small programs that compile in a second."""
+"""The kernels alone, at the shapes of real models: small programs that compile in seconds."""
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.paged_attention import paged_attention
-from rtp_jax.kernels.pages import KVPages, StepInputs, storage_dtype
+from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs, storage_dtype
 from rtp_jax.kernels.quantized_matmul import quantized_matmul
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
 from rtp_jax.quant.schemes import SCHEMES, Scheme, num_groups, values_dtype, values_shape
@@ -16,93 +17,138 @@ from rtp_jax.runner.programs import Program
 from tools.gpu_gate.report import Expectation
 
 PAGE_SIZE, NUM_PAGES, NUM_LAYERS, TABLE_WIDTH = 64, 4096, 2, 512
-HEADS = {  # heads, kv_heads, head_dim
-    "llama-3.1-8b": (32, 8, 128),
-    "llama-3.2-1b": (32, 8, 64),
-    "qwen3-0.6b": (16, 8, 128),
-    "qwen3-32b": (64, 8, 128),
-    "qwen3-32b-shard-of-8": (8, 1, 128),
-}
-STEPS = {"decode": (64, 64), "mixed": (512, 8)}  # tokens, sequences
 MAX_TEMP_BYTES = 256 << 20  # partial results of split keys; an expanded copy of the KV is larger
 
+# Names of kernels, as programs and ptxas have them.  Attention is one call for sequences that
+# decode and one for chunks of prompts, whatever a step holds.
+ATTENTION = ("paged_attention_walk",) * 2
+MATMUL = ("streamed_matmul",)
 
-WEIGHTS = {"gate-8b": (14336, 4096), "down-8b": (4096, 14336), "query-0.6b": (2048, 1024)}
+
+class Attention(NamedTuple):
+    """One call of attention; a decoding step of 64 sequences where nothing else is said."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int = 128
+    tokens: int = 64
+    sequences: int = 64
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    kv_dtype: str = "bfloat16"
+    is_quick: bool = True
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether pages have scales."""
+        return self.kv_dtype != "bfloat16"
+
+
+LLAMA = Attention(32, 8)
+ATTENTIONS = {
+    "llama-3.1-8b": LLAMA,
+    "llama-3.1-8b-mixed": LLAMA._replace(tokens=512, sequences=8),
+    "llama-3.1-8b-features": LLAMA._replace(window=4096, soft_cap=50.0, sinks=True),
+    "llama-3.1-8b-int8": LLAMA._replace(kv_dtype="int8"),
+    "llama-3.1-8b-float8": LLAMA._replace(kv_dtype="float8_e4m3fn"),
+    "llama-3.1-8b-float8-features": LLAMA._replace(
+        window=4096, soft_cap=50.0, sinks=True, kv_dtype="float8_e4m3fn", is_quick=False
+    ),
+    "llama-3.2-1b": Attention(32, 8, 64),
+    "qwen3-0.6b": Attention(16, 8),
+    "qwen3-0.6b-mixed": Attention(16, 8, tokens=512, sequences=8, is_quick=False),
+    "qwen3-32b": Attention(64, 8),
+    "qwen3-32b-mixed": Attention(64, 8, tokens=512, sequences=8, is_quick=False),
+    "qwen3-32b-shard-of-8": Attention(8, 1),
+    "heads-of-256": Attention(16, 8, 256, is_quick=False),
+    "no-groups": Attention(16, 16, is_quick=False),
+    "group-of-16": Attention(32, 2, is_quick=False),
+}
+WEIGHTS = {"gate-8b": (14336, 4096), "query-0.6b": (2048, 1024), "down-8b": (4096, 14336)}
 TOKENS = (8, 512)
+QUICK_WEIGHTS = {("gate-8b", 8), ("gate-8b", 512), ("query-0.6b", 8)}
 
-Described = dict[str, tuple[Callable[[], Program], Expectation]]
+
+class KernelCase(NamedTuple):
+    """A program of one kernel."""
+
+    make: Callable[[], Program]
+    expected: Expectation
+    is_quick: bool
 
 
-def kernel_cases() -> Described:
+def kernel_cases() -> dict[str, KernelCase]:
     """List the kernels by name."""
-    return _attentions() | _products()
-
-
-def _attentions() -> Described:
-    expected = Expectation(kernels=ATTENTION, max_temp_bytes=MAX_TEMP_BYTES)
-    return {
-        f"kernel/attention-{step}/{model}": (
-            functools.partial(_attention, f"attention-{step}/{model}", heads, STEPS[step]),
-            expected,
+    attention = Expectation(kernels=ATTENTION, max_temp_bytes=MAX_TEMP_BYTES)
+    cases = {
+        f"kernel/attention/{name}": KernelCase(
+            functools.partial(_attention, call), attention, call.is_quick
         )
-        for model, heads in HEADS.items()
-        for step in STEPS
+        for name, call in ATTENTIONS.items()
     }
+    for scheme in SCHEMES:
+        for name, sizes in WEIGHTS.items():
+            for tokens in TOKENS:
+                cases[f"kernel/matmul-{scheme}/{name}-x-{tokens}"] = KernelCase(
+                    functools.partial(_product, SCHEMES[scheme], tokens, sizes),
+                    Expectation(
+                        kernels=MATMUL, max_temp_bytes=MAX_TEMP_BYTES, max_weight_slices_bytes=0
+                    ),
+                    (name, tokens) in QUICK_WEIGHTS,
+                )
+    return cases
 
 
-def _products() -> Described:
-    expected = Expectation(kernels=MATMUL, max_temp_bytes=MAX_TEMP_BYTES)
-    return {
-        f"kernel/matmul-{scheme}/{name}-x-{tokens}": (
-            functools.partial(_product, SCHEMES[scheme], tokens, sizes),
-            expected,
-        )
-        for scheme in SCHEMES
-        for name, sizes in WEIGHTS.items()
-        for tokens in TOKENS
-    }
-
-
-# Names of kernels, as programs and ptxas have them.
-ATTENTION: tuple[str, ...] = ()
-MATMUL: tuple[str, ...] = ("streamed_matmul",)
-
-
-def _attention(name: str, heads: tuple[int, int, int], sizes: tuple[int, int]) -> Program:
-    (num_heads, kv_heads, head_dim), (tokens, sequences) = heads, sizes
+def _attention(call: Attention) -> Program:
+    """Describe attention over one layer of pages that have two."""
     described = jax.ShapeDtypeStruct
     ids = functools.partial(described, dtype=jnp.int32)
-    pages = (NUM_PAGES, NUM_LAYERS, 2, kv_heads, PAGE_SIZE, head_dim)
+    full = (NUM_PAGES, NUM_LAYERS, 2, call.kv_heads, PAGE_SIZE, call.head_dim)
     step = StepInputs(
-        positions=ids((1, tokens)),
-        sequence_of=ids((tokens,)),
+        positions=ids((1, call.tokens)),
+        sequence_of=ids((call.tokens,)),
         num_tokens=ids(()),
-        page_table=ids((sequences, TABLE_WIDTH)),
-        query_start=ids((sequences,)),
-        query_count=ids((sequences,)),
+        page_table=ids((call.sequences, TABLE_WIDTH)),
+        query_start=ids((call.sequences,)),
+        query_count=ids((call.sequences,)),
     )
-    query = described((tokens, num_heads, head_dim), jnp.bfloat16)
-    stored = described(pages, storage_dtype(jnp.dtype(jnp.bfloat16)))
+    query = described((call.tokens, call.heads, call.head_dim), jnp.bfloat16)
+    pages = described(full, storage_dtype(jnp.dtype(call.kv_dtype)))
+    scales = described(full[:-1], jnp.float32) if call.is_scaled else None
+    sinks = described((call.heads,), jnp.float32) if call.sinks else None
 
     def attend(
         query: Float[Array, "tokens heads head_dim"],
         pages: KVPages,
         layer: Int32[Array, ""],
         step: StepInputs,
+        scales: KVScales | None,
+        sinks: Float[Array, " heads"] | None,
     ) -> Float[Array, "tokens heads head_dim"]:
-        return paged_attention(query, pages, layer, step, scale=head_dim**-0.5, platform="cuda")
+        return paged_attention(
+            query,
+            pages,
+            layer,
+            step,
+            scale=call.head_dim**-0.5,
+            sliding_window=call.window,
+            soft_cap=call.soft_cap,
+            sinks=sinks,
+            scales=scales,
+            platform="cuda",
+        )
 
-    return Program(name, attend, (query, stored, ids(()), step), query)
+    return Program("attention", attend, (query, pages, ids(()), step, scales, sinks), query)
 
 
 def _product(scheme: Scheme, tokens: int, sizes: tuple[int, int]) -> Program:
     """Describe a product with one of two matrices, so that a copy of it would be seen."""
     outer, inner = sizes
-    stack = jax.ShapeDtypeStruct
-    values = stack((NUM_LAYERS, *values_shape(scheme, outer, inner)), values_dtype(scheme))
-    scales = stack((NUM_LAYERS, outer, num_groups(scheme, inner)), jnp.float32)
+    described = jax.ShapeDtypeStruct
+    values = described((NUM_LAYERS, *values_shape(scheme, outer, inner)), values_dtype(scheme))
+    scales = described((NUM_LAYERS, outer, num_groups(scheme, inner)), jnp.float32)
     weight = QuantizedArray(values, scales, scheme, ROWS, outer, inner)
-    x = jax.ShapeDtypeStruct((tokens, inner), jnp.bfloat16)
-    layer = jax.ShapeDtypeStruct((), jnp.int32)
+    x = described((tokens, inner), jnp.bfloat16)
     multiply = functools.partial(quantized_matmul, platform="cuda")
-    return Program("product", multiply, (x, weight, layer), x)
+    return Program("product", multiply, (x, weight, described((), jnp.int32)), x)

@@ -1,9 +1,7 @@
 // What XLA calls around attention: the norm of a stream, and everything between the projections of
 // queries, keys and values and the pages.
-#include <cmath>
-
-#include "numbers.h"
 #include "parallel.h"
+#include "rope.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace rtp::rope {
@@ -15,32 +13,11 @@ using Ints1 = ffi::Buffer<ffi::S32, 1>;
 using Ints2 = ffi::Buffer<ffi::S32, 2>;
 using Floats2 = ffi::Buffer<ffi::F32, 2>;
 
-constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kTokens = 8;  // of a piece of work
 
-// Rows of bfloat16 or float32 numbers.
-struct Numbers {
-  explicit Numbers(const ffi::AnyBuffer& buffer)
-      : data(static_cast<char*>(buffer.untyped_data())),
-        bfloat16(buffer.element_type() != ffi::F32) {}
-  void read(int64_t at, int64_t count, float* to) const {
-    widen(data + at * (bfloat16 ? 2 : 4), bfloat16, count, to);
-  }
-  void write(int64_t at, int64_t count, const float* from) const {
-    if (!bfloat16) {
-      memcpy(data + at * 4, from, static_cast<size_t>(count) * 4);
-      return;
-    }
-    auto* to = reinterpret_cast<uint16_t*>(data) + at;
-    for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(from[i]);
-  }
-  void clear(int64_t at, int64_t count) const {
-    const int64_t bytes = bfloat16 ? 2 : 4;
-    memset(data + at * bytes, 0, static_cast<size_t>(count * bytes));
-  }
-  char* data;
-  bool bfloat16;  // or its bits
-};
+Numbers numbers_of(const ffi::AnyBuffer& buffer) {
+  return {static_cast<char*>(buffer.untyped_data()), buffer.element_type() != ffi::F32};
+}
 
 bool is_number(const ffi::AnyBuffer& x) {
   return x.element_type() == ffi::F32 || x.element_type() == ffi::BF16;
@@ -56,33 +33,6 @@ const char* factors_of(const ffi::AnyBuffer& scale, int64_t layer, int64_t count
          (layers > 1 ? bounded(static_cast<int32_t>(layer), layers - 1) : 0) * count * bytes;
 }
 
-float squares(const float* x, int64_t count) {
-  float lanes[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int lane = 0; lane < 16; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
-  float sum = 0;
-  for (; i < count; ++i) sum += x[i] * x[i];
-  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
-  return sum;
-}
-
-void normalise(float* x, int64_t count, const float* scale, float eps, bool round) {
-  const float by = 1.0f / std::sqrt(squares(x, count) / static_cast<float>(count) + eps);
-  for (int64_t i = 0; i < count; ++i) x[i] = x[i] * by * scale[i];
-  if (round)
-    for (int64_t i = 0; i < count; ++i) x[i] = from_bf16(to_bf16(x[i]));
-}
-
-// Turns a head by the angles of its token: the pair of number i is (i, i + half).
-void rotate(float* x, int64_t half, const float* cos, const float* sin) {
-  for (int64_t i = 0; i < half; ++i) {
-    const float low = x[i], high = x[i + half];
-    x[i] = low * cos[i] - high * sin[i];
-    x[i + half] = high * cos[i] + low * sin[i];
-  }
-}
-
 ffi::Error rms_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, Scalar layer,
                     Scalar rows, ffi::Result<ffi::AnyBuffer> out, float eps) {
   auto shape = x.dimensions();
@@ -91,7 +41,7 @@ ffi::Error rms_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale
       scale.element_count() % shape[1] != 0 || scale.element_count() == 0)
     return ffi::Error::InvalidArgument("rtp_rms_norm: shapes do not fit each other");
   const int64_t total = shape[0], width = shape[1], live = bounded(*rows.typed_data(), total);
-  const Numbers from(x), to(*out);
+  const Numbers from = numbers_of(x), to = numbers_of(*out);
   const bool wide = scale.element_type() == ffi::F32;
   const char* factors = factors_of(scale, *layer.typed_data(), width);
   parallel_for(pool, (live + kTokens - 1) / kTokens, [&](int64_t piece) {
@@ -106,43 +56,6 @@ ffi::Error rms_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale
   });
   to.clear(live * width, (total - live) * width);
   return ffi::Error::Success();
-}
-
-// What all tokens of a call share.
-struct Call {
-  Numbers query, key, value, out, pages;
-  const float *cos, *sin;
-  float query_scale[kMaxHeadDim], key_scale[kMaxHeadDim];
-  bool normed;
-  float eps;
-  int64_t heads, kv_heads, dim, layers, page_size, num_pages, layer;
-};
-
-// One token: its queries, and its keys and values, which go to `place` of `page`.
-void turn_token(const Call& c, int64_t token, int64_t page, int64_t place) {
-  float x[kMaxHeadDim];
-  const int64_t half = c.dim / 2;
-  const float *cos = c.cos + token * half, *sin = c.sin + token * half;
-  for (int64_t head = 0; head < c.heads; ++head) {
-    const int64_t at = (token * c.heads + head) * c.dim;
-    c.query.read(at, c.dim, x);
-    if (c.normed) normalise(x, c.dim, c.query_scale, c.eps, c.query.bfloat16);
-    rotate(x, half, cos, sin);
-    c.out.write(at, c.dim, x);
-  }
-  for (int64_t head = 0; head < c.kv_heads; ++head) {
-    const int64_t at = (token * c.kv_heads + head) * c.dim;
-    const int64_t row = ((page * c.layers + c.layer) * 2 * c.kv_heads + head) * c.page_size + place;
-    c.key.read(at, c.dim, x);
-    if (c.normed) normalise(x, c.dim, c.key_scale, c.eps, c.key.bfloat16);
-    rotate(x, half, cos, sin);
-    // A key is a number of the projection's dtype before it is stored in that of the pages.
-    if (c.key.bfloat16 && !c.pages.bfloat16)
-      for (int64_t i = 0; i < c.dim; ++i) x[i] = from_bf16(to_bf16(x[i]));
-    c.pages.write(row * c.dim, c.dim, x);
-    c.value.read(at, c.dim, x);
-    c.pages.write((row + c.kv_heads * c.page_size) * c.dim, c.dim, x);
-  }
 }
 
 ffi::Error rope_kv(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
@@ -171,8 +84,8 @@ ffi::Error rope_kv(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer ke
     return ffi::Error::InvalidArgument("rtp_rope_kv: shapes or dtypes do not fit each other");
   if (written->untyped_data() != pages.untyped_data())
     return ffi::Error::Internal("rtp_rope_kv: the pages were copied");
-  Call c{Numbers(query), Numbers(key), Numbers(value), Numbers(*rotated), Numbers(*written),
-         cos.typed_data(), sin.typed_data(), {}, {}, query_norm.element_count() > 0, eps,
+  Call c{numbers_of(query), numbers_of(key), numbers_of(value), numbers_of(*rotated),
+         numbers_of(*written), cos.typed_data(), sin.typed_data(), {}, {}, query_norm.element_count() > 0, eps,
          heads, kv_heads, dim, stored[1], stored[4], stored[0],
          bounded(*layer.typed_data(), stored[1] - 1)};
   if (c.normed) {

@@ -1,0 +1,96 @@
+// What stands between the projections and the pages: norms, the rotation, and the writes.
+#pragma once
+#include <cmath>
+
+#include "numbers.h"
+
+namespace rtp::rope {
+
+constexpr int64_t kMaxHeadDim = 512;
+
+// Rows of bfloat16 or float32 numbers.
+struct Numbers {
+  void read(int64_t at, int64_t count, float* to) const {
+    widen(data + at * (bfloat16 ? 2 : 4), bfloat16, count, to);
+  }
+  void write(int64_t at, int64_t count, const float* from) const {
+    if (!bfloat16) {
+      memcpy(data + at * 4, from, static_cast<size_t>(count) * 4);
+      return;
+    }
+    auto* to = reinterpret_cast<uint16_t*>(data) + at;
+    for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(from[i]);
+  }
+  void clear(int64_t at, int64_t count) const {
+    const int64_t bytes = bfloat16 ? 2 : 4;
+    memset(data + at * bytes, 0, static_cast<size_t>(count * bytes));
+  }
+  char* data;
+  bool bfloat16;  // or its bits
+};
+
+inline float squares(const float* x, int64_t count) {
+  float lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int lane = 0; lane < 16; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+  float sum = 0;
+  for (; i < count; ++i) sum += x[i] * x[i];
+  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+inline void normalise(float* x, int64_t count, const float* scale, float eps, bool round) {
+  const float by = 1.0f / std::sqrt(squares(x, count) / static_cast<float>(count) + eps);
+  for (int64_t i = 0; i < count; ++i) x[i] = x[i] * by * scale[i];
+  if (round)
+    for (int64_t i = 0; i < count; ++i) x[i] = from_bf16(to_bf16(x[i]));
+}
+
+// Turns a head by the angles of its token: the pair of number i is (i, i + half).
+inline void rotate(float* x, int64_t half, const float* cos, const float* sin) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float low = x[i], high = x[i + half];
+    x[i] = low * cos[i] - high * sin[i];
+    x[i + half] = high * cos[i] + low * sin[i];
+  }
+}
+
+// What all tokens of a call share.
+struct Call {
+  Numbers query, key, value, out, pages;
+  const float *cos, *sin;
+  float query_scale[kMaxHeadDim], key_scale[kMaxHeadDim];
+  bool normed;
+  float eps;
+  int64_t heads, kv_heads, dim, layers, page_size, num_pages, layer;
+};
+
+// One token: its queries, and its keys and values, which go to `place` of `page`.
+inline void turn_token(const Call& c, int64_t token, int64_t page, int64_t place) {
+  float x[kMaxHeadDim];
+  const int64_t half = c.dim / 2;
+  const float *cos = c.cos + token * half, *sin = c.sin + token * half;
+  for (int64_t head = 0; head < c.heads; ++head) {
+    const int64_t at = (token * c.heads + head) * c.dim;
+    c.query.read(at, c.dim, x);
+    if (c.normed) normalise(x, c.dim, c.query_scale, c.eps, c.query.bfloat16);
+    rotate(x, half, cos, sin);
+    c.out.write(at, c.dim, x);
+  }
+  for (int64_t head = 0; head < c.kv_heads; ++head) {
+    const int64_t at = (token * c.kv_heads + head) * c.dim;
+    const int64_t row = ((page * c.layers + c.layer) * 2 * c.kv_heads + head) * c.page_size + place;
+    c.key.read(at, c.dim, x);
+    if (c.normed) normalise(x, c.dim, c.key_scale, c.eps, c.key.bfloat16);
+    rotate(x, half, cos, sin);
+    // A key is a number of the projection's dtype before it is stored in that of the pages.
+    if (c.key.bfloat16 && !c.pages.bfloat16)
+      for (int64_t i = 0; i < c.dim; ++i) x[i] = from_bf16(to_bf16(x[i]));
+    c.pages.write(row * c.dim, c.dim, x);
+    c.value.read(at, c.dim, x);
+    c.pages.write((row + c.kv_heads * c.page_size) * c.dim, c.dim, x);
+  }
+}
+
+}  // namespace rtp::rope

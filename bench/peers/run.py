@@ -25,7 +25,7 @@ from pathlib import Path
 from bench.peers.crew import OFFERS, Crew, WorkerFailed, need_bytes
 from bench.peers.machine import Foreign, memory, wait_idle
 from bench.peers.worker import Spec
-from bench.peers.workloads import KV_TOKENS, SHAPES
+from bench.peers.workloads import KV_TOKENS, PUBLISHED, SHAPES
 from bench.record import machine
 
 WORKLOADS = ("decode-b1", "decode-b16", "prefill-512", "prefill-2048", "served", "poisson", "start")
@@ -126,7 +126,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scratch", required=True)
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--models", nargs="+", default=PUBLISHED, choices=list(SHAPES))
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--engines", nargs="+", default=list(OFFERS), choices=list(OFFERS))
     parser.add_argument("--precisions", nargs="+", default=["bf16", "int8", "int4"])

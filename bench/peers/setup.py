@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from bench.peers.workloads import SHAPES
+from bench.peers.workloads import PUBLISHED, SHAPES
 
 ROOT = Path(__file__).parent.parent.parent
 TORCH = "torch==2.13.0+cpu"
@@ -101,7 +101,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--models", nargs="+", default=PUBLISHED, choices=list(SHAPES))
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     scratch: Path = arguments.scratch.resolve()

@@ -25,7 +25,7 @@ from bench.peers.workloads import (
 )
 
 PREFILLS = 3  # measured in one turn, after one that is not; their median counts
-WARM_TOKENS = 4  # decoded before each measurement, so that no engine starts with cold caches
+WARM_TOKENS = 24  # decoded before each measurement, more than prompts of a batch arrive apart
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Spec:
     scratch: str  # folder of models and builds, see `setup.py`
     model: str
     precision: str  # bf16, int8, int4
-    threads: int
+    threads: int  # and cores: the process is bound to as many
 
 
 class Peer(Protocol):
@@ -98,6 +98,8 @@ def answer(make: Callable[[Spec], Peer]) -> None:
         replies.flush()
 
     spec = Spec(**json.loads(sys.argv[1]))
+    cores = sorted(os.sched_getaffinity(0))[: spec.threads]
+    os.sched_setaffinity(0, cores)  # some engines count cores, whatever they are told
     try:
         peer = make(spec)
     except Exception as error:

@@ -13,12 +13,12 @@ KV_TOKENS = 16 * 1024  # KV memory is planned for these, in every engine
 DECODE_CONTEXT, DECODE_NEW = 128, 64
 SERVED_SEED, SERVED_REQUESTS = 1234, 32
 FIRST_PROMPT = 128  # tokens of the prompt that a fresh process answers
-POISSON_RATE = {"qwen3-0.6b": 0.4, "llama3.2-1b": 0.2}  # requests/s, the same for every engine
+POISSON_RATE = {"small": 4.0, "qwen3-0.6b": 0.4, "llama3.2-1b": 0.2}  # requests/s
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a published model; its weights are drawn at random."""
+    """The dimensions of a model; its weights are drawn at random."""
 
     arch: str
     hidden: int
@@ -42,6 +42,7 @@ class Shape:
 
 
 SHAPES = {
+    "small": Shape("qwen3", 512, 8, 8, 4, 64, 1536, 32000, 1e6, 1e-6, 40960),
     "qwen3-0.6b": Shape("qwen3", 1024, 28, 16, 8, 128, 3072, 151936, 1e6, 1e-6, 40960),
     "llama3.2-1b": Shape(
         "llama",
@@ -64,6 +65,7 @@ SHAPES = {
         },
     ),
 }
+PUBLISHED = ["qwen3-0.6b", "llama3.2-1b"]  # `small` is nobody's: for trying the harness itself
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Transformers:
         )
         batching = ContinuousBatchingConfig(
             num_blocks=KV_TOKENS // BLOCK,
-            block_size=BLOCK,
+            page_size=BLOCK,
             max_batch_tokens=STEP_TOKENS,
             max_requests_per_batch=SLOTS,
             allow_block_sharing=False,

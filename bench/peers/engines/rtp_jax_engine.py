@@ -10,6 +10,7 @@ from bench.peers import figures
 from bench.peers.worker import Spec, answer
 from bench.peers.workloads import KV_TOKENS, MAX_LEN, SLOTS, Request
 from rtp_jax import Engine, SamplingParams
+from rtp_jax.sampling_params import OutputKind
 
 PAGE_SIZE = 16
 QUANTIZATION = {"bf16": None, "int8": "int8_dynamic", "int4": "int4"}
@@ -17,7 +18,9 @@ QUANTIZATION = {"bf16": None, "int8": "int8_dynamic", "int4": "int4"}
 
 def greedy(max_tokens: int) -> SamplingParams:
     """Ask for exactly so many tokens."""
-    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    return SamplingParams(
+        temperature=0.0, max_tokens=max_tokens, ignore_eos=True, output_kind=OutputKind.DELTA
+    )
 
 
 class RtpJax:

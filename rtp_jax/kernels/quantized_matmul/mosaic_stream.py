@@ -11,7 +11,7 @@ where int8 and int4 become bfloat16 on their way from shared memory.  The result
 
 Decoding must keep up with memory: at 4.8 TB/s a multiprocessor receives 21 bytes in a cycle and
 executes 128 instructions of a thread, so int8 has 6 for each number and int4 has 3.  Three tricks
-keep it at about 2:
+keep it at 2.5, all overhead of a step of 256 numbers included (counted in the machine code):
 
 - Weights are read as words of 16 bits, which ldmatrix hands out; a word holds P = 2 or 4 numbers,
   and the numbers at one place of all words of a group form a plane.  Each plane is one operand of

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from bench.gpu.results import Row, Skip
 from bench.gpu.timing import (
@@ -144,10 +143,8 @@ def call(name: str, shape: Shape, scale: Scale, query, pages, layer, inputs: Inp
         "scales": inputs.scales,
     }
     if scale.dry and name.startswith("mosaic"):
-        simulate = plgpu.InterpretGPUParams(detect_races=True)
-        return KERNELS[name].paged_attention(
-            query, pages, layer, inputs.step, **options, interpret=simulate
-        )
+        simulated = KERNELS[name].paged_attention
+        return simulated(query, pages, layer, inputs.step, **options, interpreted=True)
     try:
         return paged_attention(
             query,

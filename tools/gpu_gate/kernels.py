@@ -61,7 +61,6 @@ ATTENTIONS = {
     "qwen3-32b": Attention(64, 8),
     "qwen3-32b-mixed": Attention(64, 8, tokens=512, sequences=8, is_quick=False),
     "qwen3-32b-shard-of-8": Attention(8, 1),
-    "heads-of-256": Attention(16, 8, 256, is_quick=False),
     "no-groups": Attention(16, 16, is_quick=False),
     "group-of-16": Attention(32, 2, is_quick=False),
 }

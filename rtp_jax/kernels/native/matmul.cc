@@ -1,11 +1,13 @@
 // The order of a matrix product: which memory is walked when, and what is done with sums.
 //
-// An item is a few pairs of blocks times a chunk of rows.  With few rows, weights stream from memory
-// once and nothing else matters.  With many, packed x stays in the second-level cache:
+// An item is a few pairs of blocks times a chunk of rows; its sums are kept in memory:
 //
-//     for each pass along `inner`       if one pass of x does not fit: sums are kept in memory
-//       for each pair of blocks         decoded once into scratch, if the kind asks for it
-//         for each two tiles of rows    32 x 32 sums in registers
+//     for each pass along `inner`       of x, which stays in the L2
+//       for each pair of blocks         which stays in the L1, decoded if the kind asks for it
+//         for each two tiles of rows    32 x 32 sums go to registers and back
+//
+// Meanwhile the next pair is fetched.  With few rows that is what counts: weights are read once, as
+// fast as memory gives them.
 #include "matmul.h"
 
 #include <type_traits>
@@ -18,13 +20,12 @@
 namespace rtp {
 namespace {
 
-constexpr int64_t kCachedX = 1 << 20;      // bytes of packed x that a core keeps at hand
-constexpr int64_t kChunkTiles = 32;        // tiles of rows, if x does not fit
-constexpr int64_t kItemBytes = 128 << 10;  // of weights: short enough to balance, long to stream
+constexpr int64_t kPassLines = 8;          // tiles along `inner` whose pair stays in the L1
+constexpr int64_t kChunkTiles = 32;        // tiles of rows whose pass stays in the L2
 constexpr int64_t kPairsOfPass = 8;        // that share a pass of x
-constexpr int64_t kSmallTiles = 2;         // with so few, decoded weights should stay in the L1
-constexpr int64_t kSmallPass = 8;
-
+constexpr int64_t kItemsOfThread = 4;      // at least, so that threads end together
+constexpr int64_t kGroupsOfPass = 4;       // of int4 with few rows
+constexpr int64_t kFewTiles = 2;
 constexpr int64_t kTileSums = 16 * kPairColumns;  // of a tile of rows, words
 
 thread_local Scratch sums_scratch, decoded_scratch, packed_scratch, scales_scratch;
@@ -45,8 +46,6 @@ bool is_decoded(Scheme scheme, Kind kind) {
   return kind != Kind::kU8;
 }
 
-int64_t pass_bytes(Scheme scheme) { return scheme == Scheme::kInt4 ? kTile + kLine : kTile; }
-
 }  // namespace
 
 Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(kind_of(linear)) {
@@ -65,20 +64,11 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
     for (int64_t i = 0; i < call_.weights; ++i)
       pairs_ += divided_up(call_.outer[i], 2 * kBlockRows);
   }
-  bool decoded = is_decoded(call_.scheme, kind_);
-  chunk_ = tiles_;
-  pass_ = weight_tiles_;
-  group_ = kItemBytes / (2 * weight_tiles_ * pass_bytes(call_.scheme));
-  if (tiles_ * lines_ * kTile > kCachedX && call_.scheme != Scheme::kInt4) {
-    chunk_ = tiles_ < kChunkTiles ? tiles_ : kChunkTiles;
-    int64_t passes = divided_up(chunk_ * lines_ * kTile, kCachedX);
-    pass_ = divided_up(weight_tiles_, passes);
-    group_ = kPairsOfPass;
-  } else if (tiles_ <= kSmallTiles && decoded) {
-    pass_ = kSmallPass;
-  }
+  chunk_ = tiles_ < kChunkTiles || call_.scheme == Scheme::kInt4 ? tiles_ : kChunkTiles;
+  pass_ = kPassLines / expansion_ > 1 ? kPassLines / expansion_ : 1;
   if (pass_ > weight_tiles_) pass_ = weight_tiles_;
-  if (group_ > pairs_ / (4 * threads)) group_ = pairs_ / (4 * threads);
+  int64_t share = pairs_ / (kItemsOfThread * threads);
+  group_ = share < kPairsOfPass ? share : kPairsOfPass;
   if (group_ < 1) group_ = 1;
   groups_ = divided_up(pairs_, group_);
   chunks_ = chunk_ ? divided_up(tiles_, chunk_) : 0;
@@ -115,20 +105,15 @@ void Product::multiply(int64_t item) const {
   int64_t count = pairs_ - from < group_ ? pairs_ - from : group_;
   TileRegisters registers(tile_rows_);
   Pair pairs[kPairsOfPass];
-  bool together = pass_ * expansion_ < lines_ && chunk_ > kSmallTiles;
+  for (int64_t i = 0; i < count; ++i) pairs[i] = pair(from + i);
   auto run = [&](auto kind_tag) {
     constexpr Kind kind = decltype(kind_tag)::value;
-    if (call_.scheme == Scheme::kInt4) {
-      for (int64_t i = 0; i < count; ++i) multiply_groups<kind>(pair(from + i), span);
-    } else if (together) {
-      for (int64_t i = 0; i < count; ++i) pairs[i] = pair(from + i);
+    if (call_.scheme != Scheme::kInt4) {
       multiply_pairs<kind>(pairs, count, span);
-    } else {
-      for (int64_t i = 0; i < count; ++i) {
-        pairs[0] = pair(from + i);
-        multiply_pairs<kind>(pairs, 1, span);
-      }
+      return;
     }
+    for (int64_t i = 0; i < count; ++i)
+      multiply_groups<kind>(pairs[i], pairs[i + 1 < count ? i + 1 : i], span);
   };
   switch (kind_) {
     case Kind::kF32: run(std::integral_constant<Kind, Kind::kF32>{}); break;
@@ -138,12 +123,28 @@ void Product::multiply(int64_t item) const {
   }
 }
 
+// What is read after a pair: the next one, and after the last of them the first, further along
+// `inner`. 
+void Product::fetch_after(const Pair* pairs, int64_t index, int64_t count, int64_t from,
+                          Span span, Operands& operands) const {
+  operands.next_lines = 0;
+  if (++index == count) {
+    index = 0;
+    from += pass_;
+  }
+  if (from >= weight_tiles_) return;
+  int64_t tiles = weight_tiles_ - from < pass_ ? weight_tiles_ - from : pass_;
+  int64_t turns = divided_up(span.tiles, 2) * operands.lines;
+  operands.next[0] = pairs[index].data[0] + from * kTile;
+  operands.next[1] = pairs[index].data[1] + from * kTile;
+  operands.next_lines = divided_up(tiles * kTile / kLine, turns);
+}
+
 template <Kind kind>
 void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const {
-  bool decoded = is_decoded(call_.scheme, kind), single = pass_ == weight_tiles_;
+  bool decoded = is_decoded(call_.scheme, kind);
   int64_t sums_of_pair = span.tiles * kTileSums;
-  auto* sums = reinterpret_cast<float*>(
-      sums_scratch.get((single ? 2 * kTileSums : count * sums_of_pair) * 4));
+  auto* sums = reinterpret_cast<float*>(sums_scratch.get(count * sums_of_pair * 4));
   int64_t half_bytes = pass_ * expansion_ * kTile;
   uint8_t* scratch = decoded ? decoded_scratch.get(2 * half_bytes) : nullptr;
   for (int64_t from = 0; from < weight_tiles_; from += pass_) {
@@ -162,11 +163,14 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
         }
         operands.weight[half] = tiles;
       }
+      fetch_after(pairs, p, count, from, span, operands);
       for (int64_t tile = 0; tile < span.tiles; tile += 2) {
         int64_t both = span.tiles - tile < 2 ? 1 : 2;
         operands.x = packed(span.first + tile, from * expansion_);
-        operands.sums = single ? sums : sums + p * sums_of_pair + tile * kTileSums;
+        operands.sums = sums + p * sums_of_pair + tile * kTileSums;
         multiply_pair<kind>(operands, both);
+        operands.next[0] += operands.lines * operands.next_lines * kLine;
+        operands.next[1] += operands.lines * operands.next_lines * kLine;
         if (from + length < weight_tiles_) continue;
         for (int64_t i = 0; i < both; ++i)
           finish(pairs[p], span.first + tile + i, operands.sums + i * kTileSums);
@@ -176,9 +180,9 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
 }
 
 template <Kind kind>
-void Product::multiply_groups(const Pair& pair, Span span) const {
+void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) const {
   constexpr int64_t kBatch = 4;  // groups whose sums are kept until they are added up
-  int64_t pass = span.tiles <= kSmallTiles ? kBatch : weight_tiles_;
+  int64_t pass = span.tiles <= kFewTiles ? kGroupsOfPass : weight_tiles_;
   int64_t half_bytes = pass * expansion_ * kTile;
   uint8_t* scratch = decoded_scratch.get(2 * half_bytes);
   auto* totals = reinterpret_cast<float*>(
@@ -190,6 +194,11 @@ void Product::multiply_groups(const Pair& pair, Span span) const {
     for (int half = 0; half < 2; ++half)
       expand<kind>(call_.scheme, pair.data[half] + from * (kTile + kLine), end - from,
                    scratch + half * half_bytes);
+    // What follows is fetched, as in `fetch_after`; with many rows there is time enough without.
+    const Pair& next = end < weight_tiles_ ? pair : after;
+    int64_t start = end < weight_tiles_ ? end : 0;
+    int64_t fetched = span.tiles <= kFewTiles ? pass * (kTile + kLine) / kLine : 0;
+    int64_t steps = (end - from) * expansion_, at = start * (kTile + kLine);
     for (int64_t tile = 0; tile < span.tiles; tile += 2) {
       int64_t both = span.tiles - tile < 2 ? 1 : 2;
       for (int64_t first = from; first < end; first += kBatch) {
@@ -199,7 +208,9 @@ void Product::multiply_groups(const Pair& pair, Span span) const {
           Operands operands{packed(span.first + tile, (first + g) * expansion_),
                             lines_ * tile_rows_ * kLine, tile_rows_,
                             {decoded, decoded + half_bytes}, expansion_,
-                            sums + g * 2 * kTileSums, false};
+                            sums + g * 2 * kTileSums, false,
+                            {next.data[0] + at, next.data[1] + at}, divided_up(fetched, steps)};
+          at += expansion_ * operands.next_lines * kLine;
           multiply_pair<kind>(operands, both);
         }
         add_groups<kind>(pair, {span.first + tile, both}, first, count, sums,

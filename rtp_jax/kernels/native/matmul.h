@@ -83,6 +83,7 @@ struct Linear {
 };
 
 enum class Kind;  // of matmul_tile.h: what is multiplied
+struct Operands;
 
 // A call, cut into items for any number of threads: first all items of `prepare`, then all of
 // `multiply`, in any order and at once.  Memory is that of the thread that made it, which must not
@@ -108,6 +109,8 @@ class Product {
     int64_t first, tiles;
   };
   Pair pair(int64_t index) const;
+  void fetch_after(const Pair*, int64_t index, int64_t count, int64_t from, Span,
+                   Operands&) const;
   const uint8_t* packed(int64_t tile, int64_t line) const;
   void prepare_tile(int64_t tile) const;
   void prepare_row(int64_t row, uint8_t* out, int64_t step) const;
@@ -115,7 +118,7 @@ class Product {
   void prepare_numbers(int64_t row, uint8_t* out, int64_t step) const;
   void write_zeros(int64_t item) const;
   template <Kind kind> void multiply_pairs(const Pair*, int64_t count, Span) const;
-  template <Kind kind> void multiply_groups(const Pair&, Span) const;
+  template <Kind kind> void multiply_groups(const Pair&, const Pair& after, Span) const;
   template <Kind kind>
   void add_groups(const Pair&, Span, int64_t first, int64_t count, const float* sums,
                   float* totals) const;

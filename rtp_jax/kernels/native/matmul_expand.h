@@ -8,12 +8,6 @@ namespace rtp {
 // Decoded int8 that becomes bfloat16 is 2^24 times too large: its bytes are read where they lie.
 constexpr float kInt8Bf16Unit = 1.0f / (1 << 24);
 
-// Weights are read once, so what is read next is on its way while this is decoded.
-inline void fetch(const uint8_t* at) {
-  constexpr int64_t kAhead = 2048;
-  __builtin_prefetch(at + kAhead, 0, 2);
-}
-
 // One line of int8 (4 numbers of each row) to two lines of bfloat16, all numbers exact.
 inline void int8_to_bf16(const uint8_t* in, uint8_t* out) {
   Words word;
@@ -44,7 +38,6 @@ inline void bf16_to_f32(const uint8_t* in, uint8_t* out) {
 inline void int4_to_bytes(const uint8_t* in, uint8_t* out) {
   for (int64_t i = 0; i < kTile; i += kLine) {
     Words word;
-    fetch(in + i);
     load(word, in + i);
     store(word & 0x0f0f0f0fu, out + i);
     store(word >> 4 & 0x0f0f0f0fu, out + kTile + i);
@@ -76,10 +69,7 @@ inline void expand(Scheme scheme, const uint8_t* in, int64_t tiles, uint8_t* out
   }
   const uint8_t* end = in + tiles * kTile;
   if constexpr (kind == Kind::kBf16) {
-    for (; in < end; in += kLine, out += 2 * kLine) {
-      fetch(in);
-      int8_to_bf16(in, out);
-    }
+    for (; in < end; in += kLine, out += 2 * kLine) int8_to_bf16(in, out);
   } else if (scheme == Scheme::kBfloat16) {
     for (; in < end; in += kLine, out += 2 * kLine) bf16_to_f32(in, out);
   } else {

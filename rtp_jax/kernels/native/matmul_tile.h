@@ -44,7 +44,16 @@ struct Operands {
   int64_t lines;          // tiles along `inner`
   float* sums;
   bool accumulate;        // sums start from what they hold, not from zero
+  const uint8_t* next[2]; // what to fetch meanwhile, `next_lines` lines of 64 bytes for each tile
+  int64_t next_lines;
 };
+
+inline void fetch_next(const Operands& o, int64_t line) {
+  for (int64_t i = line * o.next_lines; i < (line + 1) * o.next_lines; ++i) {
+    __builtin_prefetch(o.next[0] + i * kLine, 0, 2);
+    __builtin_prefetch(o.next[1] + i * kLine, 0, 2);
+  }
+}
 
 #if defined(__AMX_TILE__)
 // Tile registers of this thread: 0..3 sums, 4..5 x, 6..7 weights.
@@ -108,6 +117,7 @@ inline void multiply_tiles(const Operands& o) {
     x += o.rows * kLine;
     w0 += kTile;
     w1 += kTile;
+    fetch_next(o, line);
   }
   _tile_stored(0, o.sums, kStride);
   _tile_stored(1, o.sums + 16, kStride);
@@ -173,6 +183,7 @@ inline void multiply_rows(const Operands& o, const uint8_t* x, int half, float* 
       else sum[r][v] = Vector{};
     }
   for (int64_t line = 0; line < o.lines; ++line, x += o.rows * kLine) {
+    if (half == 0 && sums == o.sums) fetch_next(o, line);
     for (int dword = 0; dword < 16; ++dword) {
       Vector weight[kVectors];
       for (int v = 0; v < kVectors; ++v) {

@@ -34,13 +34,18 @@ def pooled(turns: Sequence[dict]) -> dict[tuple[str, str], dict]:
     return {key: figures.summary(group) for key, group in groups.items()}
 
 
+def digits(value: float) -> str:
+    """Write three digits, or all that stand before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def cell(summary: dict | None, name: str) -> str:
     """Write a median with its range, or a dash."""
     if summary is None or name not in summary["figures"]:
         return "-"
     value = summary["figures"][name]
     mark = "*" if summary["disturbed"] else ""
-    return f"{value['median']:.3g}{mark} [{value['low']:.3g}, {value['high']:.3g}]"
+    return f"{digits(value['median'])}{mark} [{digits(value['low'])}, {digits(value['high'])}]"
 
 
 def advantage(ours: float, others: Sequence[float], *, more_is_better: bool) -> float:

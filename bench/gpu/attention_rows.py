@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from bench.gpu.results import Row, Skip
 from bench.gpu.timing import (
@@ -143,8 +144,8 @@ def call(name: str, shape: Shape, scale: Scale, query, pages, layer, inputs: Inp
         "scales": inputs.scales,
     }
     if scale.dry and name.startswith("mosaic"):
-        simulated = KERNELS[name].paged_attention
-        return simulated(query, pages, layer, inputs.step, **options, interpreted=True)
+        run, simulate = KERNELS[name].paged_attention, plgpu.InterpretGPUParams(detect_races=True)
+        return run(query, pages, layer, inputs.step, **options, interpret=simulate)
     try:
         return paged_attention(
             query,

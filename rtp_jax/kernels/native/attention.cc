@@ -70,12 +70,13 @@ void walk_segment(const Attention& call, const Tile& tile, int64_t begin, int64_
     return;
   }
 #endif
-  const int64_t groups = (tile.rows + kGroupRows - 1) / kGroupRows;
+  const int64_t vectors = (tile.rows + kMaxColumns * kLanes - 1) / kLanes;
   const int64_t fixed = sizeof(FloatScratch) / sizeof(float);
-  float* memory = floats_of(scratch, fixed + groups * 2 * call.head_dim * kGroupRows);
+  float* memory = floats_of(scratch, fixed + vectors * 2 * call.head_dim * kLanes);
+  const auto walk = tile.rows <= kLanes ? float_segment<1> : float_segment<kMaxColumns>;
   for (int64_t head = 0; head < tile.heads; ++head)
-    float_segment(call, tile, head, begin, end, *reinterpret_cast<FloatScratch*>(memory),
-                  memory + fixed, result + head * tile.rows * stride, stride);
+    walk(call, tile, head, begin, end, *reinterpret_cast<FloatScratch*>(memory), memory + fixed,
+         result + head * tile.rows * stride, stride);
 }
 
 // Lists the tiles of a sequence, each with `heads` KV heads.

@@ -7,10 +7,11 @@
 
 namespace rtp::paged {
 
-constexpr int kColumns = 2;  // vectors of rows at a time
-constexpr int64_t kGroupRows = kColumns * kLanes;
+// A group of rows is two vectors of them, or one where there are no more: reading a number of K or V
+// and spreading it over a vector is half of the work.
+constexpr int kMaxColumns = 2;
 #if defined(__AVX512F__)
-constexpr int kStrip = 8;  // keys or dimensions at a time: kStrip * kColumns sums in registers
+constexpr int kStrip = 8;  // keys or dimensions at a time: kStrip * columns sums in registers
 #else
 constexpr int kStrip = 4;
 #endif
@@ -18,13 +19,14 @@ constexpr int kStrip = 4;
 struct FloatScratch {
   float key[kBlock * kMaxHeadDim];
   float value[kBlock * kMaxHeadDim];
-  float score[kBlock * kGroupRows];
+  float score[kBlock * kMaxColumns * kLanes];
 };
 
 // to[i][rows] += sum over k of from[i * step_i + k * step_k] * by[k][rows], for i in [0, Strip).
-template <int Strip, bool kFromZero>
+template <int kColumns, int Strip, bool kFromZero>
 inline void multiply_strip(const float* from, int64_t step_i, int64_t step_k, int64_t depth,
                            const float* by, float* to) {
+  constexpr int64_t kGroupRows = kColumns * kLanes;
   Floats sum[Strip][kColumns];
   for (int i = 0; i < Strip; ++i)
     for (int c = 0; c < kColumns; ++c)
@@ -39,15 +41,16 @@ inline void multiply_strip(const float* from, int64_t step_i, int64_t step_k, in
     for (int c = 0; c < kColumns; ++c) store(to + i * kGroupRows + c * kLanes, sum[i][c]);
 }
 
-template <bool kFromZero>
+template <int kColumns, bool kFromZero>
 inline void multiply(int64_t rows, const float* from, int64_t step_i, int64_t step_k,
                      int64_t depth, const float* by, float* to) {
+  constexpr int64_t kGroupRows = kColumns * kLanes;
   int64_t i = 0;
   for (; i + kStrip <= rows; i += kStrip)
-    multiply_strip<kStrip, kFromZero>(from + i * step_i, step_i, step_k, depth, by,
+    multiply_strip<kColumns, kStrip, kFromZero>(from + i * step_i, step_i, step_k, depth, by,
                                       to + i * kGroupRows);
   for (; i < rows; ++i)
-    multiply_strip<1, kFromZero>(from + i * step_i, step_i, step_k, depth, by, to + i * kGroupRows);
+    multiply_strip<kColumns, 1, kFromZero>(from + i * step_i, step_i, step_k, depth, by, to + i * kGroupRows);
 }
 
 // Turns the scores of one vector of rows into weights, and updates the running softmax of the rows.
@@ -56,11 +59,11 @@ struct Softmax {
   Floats high = spread(kMasked), total = Floats{};
 
   Floats advance(const Attention& call, const Rows& rows, int64_t keys, Ints first, Ints last,
-                 float* score) {
+                 float* score, int64_t step) {
     const float factor = call.scale * kLog2E;
     Floats top = spread(kMasked);
     for (int64_t k = 0; k < keys; ++k) {
-      Floats x = load(score + k * kGroupRows) * factor;
+      Floats x = load(score + k * step) * factor;
       if (call.scales) x *= rows.key_scale[k];
       if (call.soft_cap > 0) {
         const float cap = call.soft_cap * kLog2E;
@@ -68,16 +71,16 @@ struct Softmax {
       }
       Ints at = Ints{} + static_cast<int32_t>(k);
       x = ((at >= first) & (at <= last)) ? x : spread(kMasked);
-      store(score + k * kGroupRows, x);
+      store(score + k * step, x);
       top = larger(top, x);
     }
     Floats higher = larger(high, top), decay = exp2_of(high - higher), sum = Floats{};
     high = higher;
     for (int64_t k = 0; k < keys; ++k) {
-      Floats x = load(score + k * kGroupRows);
+      Floats x = load(score + k * step);
       Floats weight = x == spread(kMasked) ? Floats{} : exp2_of(x - higher);
       sum += weight;
-      store(score + k * kGroupRows, call.scales ? weight * rows.value_scale[k] : weight);
+      store(score + k * step, call.scales ? weight * rows.value_scale[k] : weight);
     }
     total = total * decay + sum;
     return decay;
@@ -86,9 +89,11 @@ struct Softmax {
 
 // Walks over the keys [begin, end) of a segment for all rows of one KV head of a tile.  `result` gets, for each
 // row, high, total and mixed[head_dim], `stride` floats apart.
+template <int kColumns>
 inline void float_segment(const Attention& call, const Tile& tile, int64_t head, int64_t begin,
                           int64_t end, FloatScratch& scratch, float* query, float* result,
                           int64_t stride) {
+  constexpr int64_t kGroupRows = kColumns * kLanes;
   const int64_t dim = call.head_dim;
   const int64_t groups = (tile.rows + kGroupRows - 1) / kGroupRows;
   // `query` holds, for each group, the queries [head_dim][rows] and the sums [head_dim][rows].
@@ -118,7 +123,7 @@ inline void float_segment(const Attention& call, const Tile& tile, int64_t head,
       if (visible(call, tile, g * kGroupRows).first >= block + kBlock) continue;
       float* mine = query + g * group_size;
       float* mixed = mine + dim * kGroupRows;
-      multiply<true>(keys, scratch.key, dim, 1, dim, mine, scratch.score);
+      multiply<kColumns, true>(keys, scratch.key, dim, 1, dim, mine, scratch.score);
       for (int c = 0; c < kColumns; ++c) {
         Ints first, last;
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -128,13 +133,13 @@ inline void float_segment(const Attention& call, const Tile& tile, int64_t head,
           last[lane] = static_cast<int32_t>(std::clamp<int64_t>(seen.last - block, -1, kBlock));
         }
         Floats decay = softmax[g * kColumns + c].advance(call, rows, keys, first, last,
-                                                         scratch.score + c * kLanes);
+                                                         scratch.score + c * kLanes, kGroupRows);
         for (int64_t d = 0; d < dim; ++d) {
           float* at = mixed + d * kGroupRows + c * kLanes;
           store(at, load(at) * decay);
         }
       }
-      multiply<false>(dim, scratch.value, 1, dim, keys, scratch.score, mixed);
+      multiply<kColumns, false>(dim, scratch.value, 1, dim, keys, scratch.score, mixed);
     }
   }
   for (int64_t row = 0; row < tile.rows; ++row) {

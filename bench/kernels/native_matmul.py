@@ -64,12 +64,12 @@ class Time(NamedTuple):
 
 
 def weights(shape: Shape, scheme: Scheme, layout: str) -> list[QuantizedArray]:
-    """Stacks of some bytes that are no zeros; time does not depend on what they mean."""
+    """Stacks of bytes that mean ordinary numbers, none of them denormal."""
     stacks = []
     sizes = [_shapes(outer, shape.inner, scheme, layout) for outer in shape.outers]
     layers = max(1, -(-STACK_BYTES // sum(s.values_bytes + s.scales_bytes for s in sizes)))
     for outer, size in zip(shape.outers, sizes, strict=True):
-        values = np.full((layers, size.values_bytes), 17, np.uint8)
+        values = np.full((layers, size.values_bytes), 63, np.uint8)
         values = jnp.asarray(values.view(size.dtype).reshape(layers, *size.values))
         scales = None if size.scales is None else jnp.ones((layers, *size.scales), jnp.float32)
         stacks.append(QuantizedArray(values, scales, scheme, layout, outer, shape.inner))

@@ -55,12 +55,29 @@ float encode_int8(const float* numbers, int64_t inner, int8_t* out) {
   return scale;
 }
 
+// The number of a group with the largest magnitude, the first of equals.
+float extreme_of(const float* numbers) {
+  float highs[16] = {}, lows[16] = {};
+  for (int64_t i = 0; i < kGroup; i += 16)
+    for (int lane = 0; lane < 16; ++lane) {
+      float number = numbers[i + lane];
+      highs[lane] = number > highs[lane] ? number : highs[lane];
+      lows[lane] = number < lows[lane] ? number : lows[lane];
+    }
+  float high = 0, low = 0;
+  for (int lane = 0; lane < 16; ++lane) {
+    high = highs[lane] > high ? highs[lane] : high;
+    low = lows[lane] < low ? lows[lane] : low;
+  }
+  if (high != -low) return high > -low ? high : low;
+  for (int64_t i = 0; i < kGroup; ++i)
+    if (absolute(numbers[i]) == high) return numbers[i];
+  return 0;
+}
+
 // Rounds a group to 0..15; gives the scale.
 float encode_int4(const float* numbers, uint8_t* out) {
-  float high = largest(numbers, kGroup);
-  int64_t at = 0;
-  while (at + 1 < kGroup && absolute(numbers[at]) != high) ++at;
-  float scale = numbers[at] / -8.0f, inverse = inverse_of(scale);
+  float scale = extreme_of(numbers) / -8.0f, inverse = inverse_of(scale);
   for (int64_t i = 0; i < kGroup; ++i) {
     int32_t value = rounded(numbers[i] * inverse) + static_cast<int32_t>(kInt4Offset);
     out[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 15 ? 15 : value);

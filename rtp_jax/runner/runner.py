@@ -17,6 +17,7 @@ from rtp_jax.runner.batch import Batch, SlotTable, WideArrays
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.compile_watch import CompileWatch
 from rtp_jax.runner.device import Device
+from rtp_jax.runner.host_memory import return_free_memory
 from rtp_jax.runner.packing import layout
 from rtp_jax.runner.programs import CompileReport, Program, prepare_programs
 from rtp_jax.runner.sampler import Sampled
@@ -106,6 +107,8 @@ class Runner:
         self._programs, self.compile_report = prepare_programs(
             self.programs(), folder=folder, key=key, device=self._device, progress=progress
         )
+        if self.compile_report.compiled:
+            return_free_memory()
         self.reset_state()
         for bucket in self.shapes.buckets:
             vector, fields = layout(bucket, self.shapes.table_width).new()

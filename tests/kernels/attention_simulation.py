@@ -30,10 +30,8 @@ CASES = {  # parts of two pages, tiles of 64 tokens: several of each
     "int8": ("int8", Case((200, 90), (1, 40), **{**HEADS, "heads": 3, "kv_heads": 1})),
     "float8": ("float8_e4m3fn", Case((200, 90), (1, 40), **HEADS, sinks=True)),
 }
-TILINGS = (
-    Tiling(2, 2, 1, 2, 232, 24, split_pages=2),
-    Tiling(1, 1, 2, 2, 240, 24, split_pages=0),
-)
+DECODING = Tiling(2, 2, 1, 2, 232, 24, split_pages=2)
+CHUNKS = Tiling(1, 1, 2, 2, 240, 24, split_pages=0)
 
 
 def drawn(kv_dtype: str, case: Case) -> tuple[Any, Any]:
@@ -60,7 +58,7 @@ def simulate(name: str) -> dict:
         functools.partial(
             mosaic_gpu.paged_attention,
             **given,
-            tilings=TILINGS,
+            tilings=(DECODING, CHUNKS._replace(members=2 if scales is None else 1)),
             interpret=plgpu.InterpretGPUParams(detect_races=True),
         )
     )

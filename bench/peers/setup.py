@@ -2,7 +2,7 @@
 
     python -m bench.peers.setup /tmp/peers [--models qwen3-0.6b llama3.2-1b] [--jobs 2]
 
-Needs Python 3.11, gcc, cmake, ninja, a package index with CPU wheels of torch, and 20 GB of disk.
+Needs Debian, Python 3.11, gcc, cmake, ninja, an index with CPU wheels of torch, and 20 GB of disk.
 What is there already is not made again; remove its folder or file to have it made anew.
 """
 
@@ -54,6 +54,19 @@ def vllm_environment(folder: Path) -> None:
     environment(folder, VLLM, TORCH)
     pip = folder / "bin" / "pip"
     do(pip, "uninstall", "--quiet", "--yes", "torchvision", "torchaudio", "torchcodec")
+
+
+def tcmalloc(folder: Path) -> None:
+    """Unpack the allocator that vLLM's documentation advises; it is not installed."""
+    if folder.exists():
+        return
+    say(f"tcmalloc, in {folder}")
+    unfinished = folder.with_suffix(".part")
+    unfinished.mkdir(exist_ok=True)
+    subprocess.run(["apt-get", "download", "libtcmalloc-minimal4"], cwd=unfinished, check=True)
+    (package,) = unfinished.glob("*.deb")
+    do("dpkg-deb", "-x", package, unfinished)
+    unfinished.rename(folder)
 
 
 def llama_cpp(scratch: Path, jobs: int) -> None:
@@ -109,6 +122,7 @@ def main() -> None:
     packages = (TORCH, TRANSFORMERS, "safetensors", "accelerate", "gguf==0.19.0", "psutil")
     environment(scratch / "hf", *packages)
     vllm_environment(scratch / "vllm")
+    tcmalloc(scratch / "tcmalloc")
     llama_cpp(scratch, arguments.jobs)
     models(scratch, arguments.models)
     say(f"ready: python -m bench.peers.run --scratch {scratch}")

@@ -1,15 +1,13 @@
 """vLLM's CPU build, in process: its scheduler is stepped here, so no delivery is in its times.
 
-That is a little in its favour.  It runs as its documentation advises: compiled, its threads bound
-by itself, the allocator and OpenMP runtime that it ships with loaded first.  `ENVIRONMENT` is set
-before the import, because vLLM reads it then; what the loader must see needs a second start.
+That is a little in its favour.  It is started by `vllm_launch.py`.
 """
 
-import glob
-import os
-import sys
 import time
 from pathlib import Path
+
+import torch
+import vllm
 
 from bench.peers import figures
 from bench.peers.worker import Spec, answer
@@ -17,27 +15,6 @@ from bench.peers.workloads import KV_TOKENS, MAX_LEN, SLOTS, Request
 
 BLOCK = 128
 ENFORCE_EAGER = False
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-
-
-def preload() -> None:
-    """Start this process again with vLLM's allocator and OpenMP runtime before all others."""
-    if "LD_PRELOAD" in os.environ:
-        return
-    site = Path(sys.prefix) / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    packages = site / "site-packages"
-    wanted = ["vllm/libs/libtcmalloc_minimal*.so*", "torch/lib/libgomp*.so*"]
-    found = [path for name in wanted for path in glob.glob(str(packages / name))[:1]]
-    os.environ["LD_PRELOAD"] = ":".join(found)
-    os.execv(sys.executable, [sys.executable, "-m", "bench.peers.engines.vllm_cpu", *sys.argv[1:]])
 
 
 class VllmCpu:
@@ -45,11 +22,6 @@ class VllmCpu:
 
     def __init__(self, spec: Spec):
         """Load and compile."""
-        os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(spec.threads))
-        os.environ["VLLM_CACHE_ROOT"] = str(Path(spec.scratch) / "vllm-cache")
-        import torch
-        import vllm
-
         self._params = vllm.SamplingParams
         llm = vllm.LLM(
             model=str(Path(spec.scratch) / "models" / spec.model),
@@ -70,6 +42,7 @@ class VllmCpu:
             "vllm-cpu": vllm.__version__,
             "torch": torch.__version__,
             "mode": "eager" if ENFORCE_EAGER else "compiled",
+            "threads": str(torch.get_num_threads()),
         }
 
     def versions(self) -> dict[str, str]:
@@ -118,5 +91,4 @@ class VllmCpu:
 
 
 if __name__ == "__main__":
-    preload()
     answer(VllmCpu)

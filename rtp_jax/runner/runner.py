@@ -17,7 +17,7 @@ from rtp_jax.runner.batch import Batch, SlotTable, WideArrays
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.compile_watch import CompileWatch
 from rtp_jax.runner.device import Device
-from rtp_jax.runner.host_memory import return_free_memory
+from rtp_jax.runner.host_memory import return_free_memory, use_huge_pages
 from rtp_jax.runner.packing import layout
 from rtp_jax.runner.programs import CompileReport, Program, prepare_programs
 from rtp_jax.runner.sampler import Sampled
@@ -125,9 +125,13 @@ class Runner:
         """Allocate zeroed pages and history; whatever they held is gone."""
         self._state = None  # free the old arrays first
         pages = tuple(
-            _zeros(shape, self.shapes.page_dtype, self._device) for shape in self.shapes.page_shapes
+            jnp.zeros(shape, self.shapes.page_dtype, device=self._device)
+            for shape in self.shapes.page_shapes
         )
-        history = jax.device_put(np.zeros(self.shapes.history_shape, np.int32), self._device)
+        if self._device.platform == "cpu":
+            for array in pages:
+                use_huge_pages(array.unsafe_buffer_pointer(), array.nbytes)
+        history = jnp.zeros(self.shapes.history_shape, jnp.int32, device=self._device)
         self._state = State(pages, history)
 
     def watch_compiles(self) -> CompileWatch:
@@ -217,10 +221,3 @@ class Runner:
             logprob_ids=unused.logprob_ids if wide.logprob_ids is None else put(wide.logprob_ids),
             used=put(np.array(used)),
         )
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, device: Device) -> jax.Array:
-    """Allocate zeros: a CPU's are not touched before they are used, a GPU's are not sent to it."""
-    if device.platform == "cpu":
-        return jax.device_put(np.zeros(shape, dtype), device)
-    return jnp.zeros(shape, dtype, device=device)

@@ -8,7 +8,8 @@ is carried is updated in place, what is scanned over is copied at every step.  W
 scanned over either: a layer is told its number, and whoever reads a stack finds its own rows.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from rtp_jax.layers.norm import RMSNorm
 from rtp_jax.layers.parameter import stacked
 from rtp_jax.layers.rope import Rotation, rotation
 from rtp_jax.layers.rope_frequencies import Rope
+from rtp_jax.layers.target import Target
 
 EVERYTHING = 2**31 - 1  # a window that no context fills
 
@@ -52,6 +54,22 @@ class DecoderLayer(nnx.Module):
         return self.mlp.add_to(x, self.mlp_norm(x, place), place), pages
 
 
+Carry = tuple[Array, KVPages]  # the residual stream [tokens, hidden], and the pages
+LayerCall = Callable[..., Carry]
+
+
+def _call(
+    step: StepInputs,
+    turn: Rotation,
+    layer: DecoderLayer,
+    x: Array,
+    kv: KVPages,
+    place: Place,
+    window: Int32[Array, ""] | int | None,
+) -> Carry:
+    return layer(x, kv, place, step, turn=turn, window=window)
+
+
 class Positions(NamedTuple):
     """How layers see positions: how far a token turns, and how far back each layer looks."""
 
@@ -65,19 +83,22 @@ class Decoder(nnx.Module):
     def __init__(
         self,
         embedding: Embedding,
-        layer: DecoderLayer,
+        make_layer: Callable[[], DecoderLayer],
         final_norm: RMSNorm,
         unembedding: Embedding | None,  # None: the embedding serves both ways
         positions: Positions,
         *,
-        skip_padding: bool = True,
+        target: Target,
     ):
         self.embedding, self.final_norm = embedding, final_norm
         self.unembedding = unembedding
         self.num_layers = len(positions.windows)
-        self.layers = stacked(layer, self.num_layers)
+        if target.unrolled:
+            self.layers = nnx.List([make_layer() for _ in range(self.num_layers)])
+        else:
+            self.layers = stacked(make_layer(), self.num_layers)
         self.rope, self.windows = positions.rope, tuple(positions.windows)
-        self.skip_padding = skip_padding
+        self.skip_padding = target.skip_padding
 
     def __call__(
         self,
@@ -87,20 +108,31 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "tokens hidden"], tuple[KVPages, ...]]:
         """Run a step's tokens through all layers; their KV is in the pages that come back."""
         turn = rotation(self.rope, step.positions[0])
+        rows = step.num_tokens if self.skip_padding else None
+        (kv,) = pages  # one KV group
+        run = self._unrolled if isinstance(self.layers, nnx.List) else self._scanned
+        x, kv = run(self.embedding(tokens), kv, rows, functools.partial(_call, step, turn))
+        return self.final_norm(x, Place(jnp.int32(0), rows)), (kv,)
+
+    def _scanned(self, x: Array, kv: KVPages, rows: Array | None, call: LayerCall) -> Carry:
+        """Run one layer's program once for each, over stacks of parameters."""
         same_window = len(set(self.windows)) == 1
         windows = jnp.array([w or EVERYTHING for w in self.windows], jnp.int32)
-        rows = step.num_tokens if self.skip_padding else None
 
-        def advance(carry, row):
-            x, kv = carry
+        def advance(carry: Carry, row):
             index, window = row
             window = self.windows[0] if same_window else window
-            return self.layers(x, kv, Place(index, rows), step, turn=turn, window=window), None
+            return call(self.layers, *carry, Place(index, rows), window), None
 
-        (kv,) = pages  # one KV group
         every = jnp.arange(self.num_layers, dtype=jnp.int32), windows
-        (x, kv), _ = jax.lax.scan(advance, (self.embedding(tokens), kv), every)
-        return self.final_norm(x, Place(jnp.int32(0), rows)), (kv,)
+        return jax.lax.scan(advance, (x, kv), every)[0]
+
+    def _unrolled(self, x: Array, kv: KVPages, rows: Array | None, call: LayerCall) -> Carry:
+        """Run layer after layer, each with arrays of its own."""
+        assert isinstance(self.layers, nnx.List)
+        for index, (layer, window) in enumerate(zip(self.layers, self.windows, strict=True)):
+            x, kv = call(layer, x, kv, Place(jnp.int32(index), rows, stack=0), window)
+        return x, kv
 
     def unembed(
         self, hidden: Float[Array, "rows hidden"], rows: Int32[Array, ""] | None = None

@@ -22,6 +22,12 @@ class Place(NamedTuple):
 
     layer: Int32[Array, ""]
     rows: Int32[Array, ""] | None  # leading rows that are no padding; None: all
+    stack: Int32[Array, ""] | int | None = None  # row of the parameters' stacks; None: `layer`
+
+    @property
+    def row(self) -> Int32[Array, ""] | int:
+        """Which row of stacked parameters belongs to the layer."""
+        return self.layer if self.stack is None else self.stack
 
 
 class Linear(nnx.Module):
@@ -82,7 +88,7 @@ def _products(x, maps: Sequence[Linear], place: Place, dtype, **epilogue):
     return linear(
         x,
         [one.kernel.array() for one in maps],
-        place.layer,
+        place.row,
         rows=place.rows,
         dtype=dtype,
         platform=maps[0].platform,
@@ -100,4 +106,4 @@ def _biased(one: Linear, product, place: Place):
 def at_layer(variable: nnx.Param, place: Place | None, depth: int) -> Array:
     """Give what belongs to a layer of a stacked parameter; `depth`: its axes without the stack."""
     value = variable[...]
-    return value if place is None or value.ndim == depth else value[place.layer]
+    return value if place is None or value.ndim == depth else value[place.row]

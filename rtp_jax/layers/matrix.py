@@ -85,7 +85,7 @@ def fitting(scheme: Scheme, inner: int) -> Scheme:
 
 def _layout(target: Target, scheme: Scheme, outer: int, inner: int) -> str:
     """Pack for the native kernels if they will run, else keep rows, which everything reads."""
-    if target.matmul not in ("auto", "native_cpu"):
+    if target.native is None or target.matmul not in ("auto", "native_cpu"):
         return ROWS
     call = MatmulShape(target.platform, target.dtype, scheme, NATIVE, 1, outer, inner)
     return ROWS if native_cpu.obstacle(call) else NATIVE

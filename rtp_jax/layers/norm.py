@@ -34,7 +34,7 @@ class RMSNorm(nnx.Module):
     def _in_cpp(self, x: Float[Array, "rows features"], place: Place | None) -> Array:
         kernels = library.loaded(self.native)
         assert kernels is not None
-        layer, rows = (0, None) if place is None else place
+        layer, rows = (0, None) if place is None else (place.row, place.rows)
         rows = x.shape[0] if rows is None else rows
         return rms_norm(
             kernels, x, self.scale[...], jnp.int32(layer), jnp.int32(rows), eps=self.eps

@@ -20,3 +20,13 @@ class Target(NamedTuple):
     # Kernels may leave out the padding behind a step's tokens. Not where the arithmetic of a token
     # must never depend on how many others there are.
     skip_padding: bool = True
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether every layer has arrays of its own, one after the other in the program.
+
+        On a GPU XLA copies each layer out of a stack that is scanned over, and a step reads its
+        weights once, so that would be three times the traffic.  On a CPU the native kernels find
+        their layer in the stack, and a scan compiles in a quarter of the time.
+        """
+        return self.platform == "cuda"

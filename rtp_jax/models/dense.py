@@ -116,21 +116,23 @@ def build_dense(spec: ModelSpec, target: Target) -> Decoder:
     def norm(axis: str = "embed", size: int = spec.hidden_size) -> RMSNorm:
         return RMSNorm((axis, size), eps=spec.norm_eps, target=target)
 
-    attention = Attention(
-        heads,
-        target=target,
-        bias=spec.qkv_bias,
-        output_bias=spec.output_bias,
-        make_norm=(lambda: norm("head_dim", spec.head_dim)) if spec.head_norm else None,
-    )
-    mlp = GatedMLP(spec.hidden_size, spec.mlp_size, bias=spec.mlp_bias, target=target)
+    def layer() -> DecoderLayer:
+        attention = Attention(
+            heads,
+            target=target,
+            bias=spec.qkv_bias,
+            output_bias=spec.output_bias,
+            make_norm=(lambda: norm("head_dim", spec.head_dim)) if spec.head_norm else None,
+        )
+        mlp = GatedMLP(spec.hidden_size, spec.mlp_size, bias=spec.mlp_bias, target=target)
+        return DecoderLayer(attention, mlp, (norm(), norm()))
+
     table = partial(Embedding, spec.vocab_size, spec.hidden_size, target=target)
-    layer = DecoderLayer(attention, mlp, (norm(), norm()))
     return Decoder(
         table(is_head=spec.tied),
         layer,
         norm(),
         None if spec.tied else table(is_head=True),
         Positions(spec.rope, spec.windows),
-        skip_padding=target.skip_padding,
+        target=target,
     )

@@ -129,7 +129,7 @@ class Runner:
             for shape in self.shapes.page_shapes
         )
         if self._device.platform == "cpu":
-            for array in pages:
+            for array in jax.block_until_ready(pages):  # asking for the pointer waits with the GIL
                 use_huge_pages(array.unsafe_buffer_pointer(), array.nbytes)
         history = jnp.zeros(self.shapes.history_shape, jnp.int32, device=self._device)
         self._state = State(pages, history)

@@ -1,9 +1,8 @@
 """llama.cpp through its own server, asked over loopback with token ids.
 
 Batches and served requests go to a server with 16 slots of 1024 tokens each; a prompt that needs
-more goes to a second one with a single slot, started when first needed.  Decode speed is the
-server's own figure, so that streams over HTTP do not count against it; the served mix is streamed,
-as its users see it.
+more goes to a second one with a single slot, started when first needed.  Tokens are streamed, as
+its users see them.
 """
 
 import http.client
@@ -13,9 +12,9 @@ import socket
 import subprocess
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench.peers import figures
 from bench.peers.worker import Spec, answer
 from bench.peers.workloads import KV_TOKENS, MAX_LEN, SLOTS, Request
 
@@ -133,14 +132,8 @@ class LlamaCpp:
         return time.perf_counter() - began
 
     def decode(self, prompts: list[list[int]], num_new: int) -> tuple[int, float]:
-        """Ask for all at once; the slowest slot's time from its first to its last token counts."""
-        with ThreadPoolExecutor(len(prompts)) as pool:
-            replies = list(pool.map(lambda prompt: self._batch.ask(prompt, num_new), prompts))
-        timings = [reply["timings"] for reply in replies]
-        if any(timing["predicted_n"] != num_new for timing in timings):
-            raise RuntimeError(f"{num_new} tokens were asked for: {timings}")
-        seconds = max(timing["predicted_ms"] for timing in timings) / 1e3
-        return (num_new - 1) * len(prompts), seconds
+        """Stream all at once and count while all of them decode."""
+        return figures.steady(self.serve([Request(prompt, num_new, 0.0) for prompt in prompts]))
 
     def serve(self, requests: list[Request]) -> list[list[float]]:
         """One streaming client for each request."""

@@ -21,6 +21,11 @@ class DeviceFacts:
     free_bytes: int | None  # None: the host's memory is the device's
 
     @property
+    def is_hopper(self) -> bool:
+        """Whether it runs code for sm_90a, which our GPU kernels are."""
+        return self.platform == "cuda" and str(self.device.compute_capability).startswith("9.")
+
+    @property
     def best_dtype(self) -> str:
         """The dtype that computes fastest without surprises."""
         return "bfloat16" if self.platform == "cuda" or cpu_has_bfloat16() else "float32"

@@ -92,13 +92,13 @@ def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
     """Say what the layers are built for."""
     scheme, head_scheme = schemes_of(plan.quantization)
     # A library may be there although it is not wanted: another engine of this process loaded it.
-    native = plan.native != "off" or facts.platform != "cpu"
-    kernels = library.loaded() if native and facts.platform == "cpu" else None
+    kernels = library.loaded() if facts.platform == "cpu" and plan.native != "off" else None
+    ours = facts.is_hopper if facts.platform == "cuda" else kernels is not None
     return Target(
         platform=facts.platform,
         dtype=jnp.dtype(plan.dtype),
-        attention=plan.attention if native or plan.attention != "auto" else "xla_cpu",
-        matmul=plan.matmul if native or plan.matmul != "auto" else "xla",
+        attention=plan.attention if ours or plan.attention != "auto" else "xla_cpu",
+        matmul=plan.matmul if ours or plan.matmul != "auto" else "xla",
         scheme=scheme,
         head_scheme=head_scheme,
         native=None if kernels is None else kernels.level,
@@ -108,6 +108,8 @@ def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
 
 def _load_native(plan: RunnerPlan, facts: DeviceFacts, progress: Progress) -> None:
     """Have the C++ kernels ready before layers ask for them, or say once why there are none."""
+    if facts.platform == "cuda" and not facts.is_hopper:
+        progress("our GPU kernels are for Hopper; on this GPU everything runs in XLA")
     if facts.platform != "cpu" or plan.native == "off":
         return
     reason = library.load(native_cache(), level=plan.native, report=progress)

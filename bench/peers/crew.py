@@ -6,6 +6,8 @@ fit beside those that are there, the ones that were longest idle are ended first
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,7 +68,13 @@ class Worker:
         self.started_at = time.perf_counter()
         self.used_at = self.started_at
         self._process = subprocess.Popen(
-            words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            words,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
         )
         try:
             self.versions: dict[str, str] = self._hear()["versions"]
@@ -109,8 +117,8 @@ class Worker:
             raise WorkerFailed(reply["error"])
         return reply
 
-    def close(self, patience_s: float = 30.0) -> None:
-        """End it: politely, then not."""
+    def close(self, patience_s: float = 10.0) -> None:
+        """End it: politely, then with all that it started."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already
@@ -118,7 +126,7 @@ class Worker:
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()
 

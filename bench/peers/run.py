@@ -17,6 +17,7 @@ import datetime
 import itertools
 import json
 import platform
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> None:
     """Measure, and say where the figures are."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # engines end with us
     arguments = parsed(words)
     record = {
         "bench": "peers",

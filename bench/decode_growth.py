@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
     worst = max(row["ratio"] for row in rows)
     print(f"worst: {worst} times the floor")
     if options.json:
-        figures = {"model": options.model, "dtype": options.dtype, "rows": rows}
+        figures = {"model": Path(options.model).name, "dtype": options.dtype, "rows": rows}
         figures |= {"quantization": options.quantization, "bandwidth_gb_s": options.bandwidth}
         write_record(options.json, "decode_growth", ("jax", "jaxlib", "numpy"), figures)
     if options.plot:

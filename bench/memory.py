@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> None:
             resident.append(status("VmRSS"))
     bound_mb = (weights_mb + kv_mb) * FACTOR + ALLOWED_MB
     figures = {
-        "model": options.model,
+        "model": Path(options.model).name,
         "quantization": options.quantization,
         "requests": options.requests,
         "weights_mb": round(weights_mb, 1),

@@ -4,11 +4,13 @@ Read next: `memory_plan.py`.
 """
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 HUGE_PAGE = 2 << 20
+MANY_PAGES = 64 << 20  # bytes from which on it is worth the while
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # of Linux; the second since 6.1
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
 
@@ -99,15 +101,20 @@ def return_free_memory() -> None:
 def use_huge_pages(address: int, num_bytes: int) -> None:
     """Ask for 2 MB pages behind host memory that is there already, where the system has them.
 
-    KV is read a few KB here and there: with 4 KB pages each of these is looked up anew.
+    KV is read a few KB here and there: with 4 KB pages each of these is looked up anew.  The system
+    takes seconds for a gigabyte, so a thread waits for it, which touches nothing itself.
     """
     start = -(-address // HUGE_PAGE) * HUGE_PAGE
     length = (address + num_bytes) // HUGE_PAGE * HUGE_PAGE - start
-    if length <= 0:
+    if length < MANY_PAGES:
         return
     try:
         madvise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError):  # not Linux
         return
-    for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):  # from now on, and those that are touched; a
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)  # refusal changes nothing
+
+    def advise() -> None:
+        for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):  # from now on, and those that are touched;
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)  # may be refused
+
+    threading.Thread(target=advise, name="huge-pages", daemon=True).start()

@@ -34,8 +34,10 @@ def test_a_module_is_whole_for_every_thread(slow_module):
 def test_a_module_is_read_only_when_it_is_used(tmp_path, monkeypatch):
     (tmp_path / "never_read.py").write_text('raise AssertionError("it was read")\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    compat.lazy("never_read")
+    module = compat.lazy("never_read")
     sys.modules.pop("never_read")
+    with pytest.raises(AssertionError, match="it was read"):  # only now
+        _ = module.answer
 
 
 def test_a_module_that_is_not_there_is_named():

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tools.gpu_gate.report import Expectation
 
 ROWS, COLUMNS = 128, 64  # one row for each thread: 64 numbers in its 255 registers
 TOO_WIDE = 256
+SIZE = 2048  # of a matrix
 NAME = "square_tile"
 
 
@@ -71,13 +73,37 @@ def copying_step() -> Program:
     return dataclasses.replace(program, function=copying)
 
 
+def scanned(stack: jax.Array, x: jax.Array) -> jax.Array:
+    """Multiply by one matrix of a stack after the other, which XLA copies out of it."""
+    return jax.lax.scan(lambda x, matrix: (x @ matrix, None), x, stack)[0]
+
+
+def turned(matrix: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Multiply by a matrix, of which the program also makes another."""
+    return x @ matrix, matrix.T
+
+
+def products(call: Callable[..., Any], shape: tuple[int, ...]) -> Program:
+    """Make a program that multiplies by weights of a shape."""
+    weights, x = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        jax.ShapeDtypeStruct((8, shape[-1]), jnp.bfloat16),
+    )
+    return Program("products", call, (weights, x), jax.eval_shape(call, weights, x))
+
+
 def catalogue() -> dict[str, real.Case]:
     """List the mutants by name."""
     of_kernel = Expectation(kernels=(NAME,), max_temp_bytes=0)
     of_step = small_step()[1]
+    of_products = Expectation(max_temp_bytes=1 << 30, has_weights=True)
     return {
         "kernel": real.Case(partial(alone, kernel, COLUMNS), of_kernel),
         "kernel that spills": real.Case(partial(alone, kernel, TOO_WIDE), of_kernel),
         "kernel that fell back": real.Case(partial(alone, fallen_back, COLUMNS), of_kernel),
         "step that copies": real.Case(copying_step, of_step),
+        "layers that are copied": real.Case(
+            partial(products, scanned, (4, SIZE, SIZE)), of_products
+        ),
+        "weights that are turned": real.Case(partial(products, turned, (SIZE, SIZE)), of_products),
     }

@@ -16,7 +16,7 @@ from tools.gpu_gate.plugins import CompilerAbsent
 from tools.gpu_gate.report import Report, complaints
 
 MODULE = "tests.gpu.mutants"
-# With the compiler in the cache and two cores: 3 minutes for the quick set, one for the mutants.
+# With the compiler in the cache and two cores: 3 minutes for all of it.
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="GPU kernels need jax 0.11"),
@@ -54,6 +54,8 @@ def test_the_kernel_that_is_whole_passes(broken):
         ("kernel that fell back", f"kernel {mutants.NAME} is called 0 times"),
         ("step that copies", "the pages are copied"),
         ("step that copies", "temporary bytes, more than"),
+        ("layers that are copied", "bytes of weights are copied"),
+        ("weights that are turned", "bytes of weights are copied"),
     ],
 )
 def test_a_broken_program_is_caught(broken, name, complaint):
@@ -64,7 +66,7 @@ def test_a_broken_program_is_caught(broken, name, complaint):
 def test_what_ptxas_says_is_read(broken):
     (kernel,) = broken["kernel"].kernels
     assert 0 < kernel.registers <= 255
-    assert kernel.shared_bytes >= mutants.ROWS * mutants.COLUMNS * 4
+    assert broken["kernel"].shared_bytes >= mutants.ROWS * mutants.COLUMNS * 4
     assert kernel.spill_bytes == 0
 
 

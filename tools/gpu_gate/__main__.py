@@ -23,14 +23,12 @@ MB = 1e6
 
 def row(report: Report) -> str:
     """Show one program on a line."""
-    kernels = " ".join(
-        f"{kernel.name}[{kernel.registers} regs, {kernel.shared_bytes / 1024:.0f} KB]"
-        for kernel in report.kernels
-    )
+    kernels = " ".join(f"{kernel.name}[{kernel.registers} regs]" for kernel in report.kernels)
     return (
         f"{report.name:42}{report.lower_s + report.compile_s:6.1f} s"
         f"  temp {report.temp_bytes / MB:8.1f} MB  alias {report.alias_bytes / MB:9.1f} MB"
-        f"  weights copied {report.weight_slices_bytes / MB:7.1f} MB  {kernels}"
+        f"  weights copied {report.copied_weights_bytes / MB:7.1f} MB"
+        f"  shared {report.shared_bytes / 1024:3.0f} KB  {kernels}"
     )
 
 

@@ -75,10 +75,9 @@ class Case(NamedTuple):
     expected: Expectation
     is_quick: bool = True  # part of every test run
 
-    def weights(self, program: Program) -> list[tuple[int, ...]]:
-        """The shapes of stacked weights, which are among the first two arguments."""
-        leaves = jax.tree.leaves(program.arguments[:2])
-        return [leaf.shape for leaf in leaves if len(leaf.shape) == 3]
+    def num_weights(self, program: Program) -> int:
+        """How many arrays are weights."""
+        return len(jax.tree.leaves(program.arguments[0])) if self.expected.has_weights else 0
 
 
 @functools.cache
@@ -191,6 +190,7 @@ def expectation(variant: Variant, spec: ModelSpec, plan: MemoryPlan) -> Expectat
         kernels=variant.kernels,
         kv_bytes=pages * storage_dtype(jnp.dtype(DTYPE)).itemsize,
         max_temp_bytes=room,
+        has_weights=True,
     )
 
 

@@ -8,12 +8,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.gpu_gate.plugins import DUMPS, MARK, environment, fetched
+from tools.gpu_gate.dumps import SWITCHES
+from tools.gpu_gate.plugins import MARK, environment, fetched
 from tools.gpu_gate.report import Report
 
 ROOT = Path(__file__).parents[2]
@@ -64,20 +64,18 @@ def _start(folder: Path, module: str, names: list[str], take: Callable[[Report],
     """Run one worker to its end, whatever that is, and say how it ended."""
     command = [sys.executable, "-m", "tools.gpu_gate.worker", module, *names]
     last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-    with tempfile.TemporaryDirectory(prefix="gpu-gate-") as dumps:
-        variables = {**environment(folder, ROOT), DUMPS: dumps}
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=variables,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(MARK):
-                    take(Report.of_json(json.loads(line.removeprefix(MARK))))
-                else:
-                    last.append(line)
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**environment(folder, ROOT), **SWITCHES},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(MARK):
+                take(Report.of_json(json.loads(line.removeprefix(MARK))))
+            else:
+                last.append(line)
     return f"the compiler ended with {process.returncode}: {''.join(last)}"

@@ -7,7 +7,7 @@ intermediate values exist nowhere; a bitcast, a tuple or a loop moves nothing; a
 
 import collections
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 ITEMSIZE = {"pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
@@ -17,12 +17,18 @@ FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "while", "conditio
 FREE |= {"constant", "opt-barrier", "fusion-start", "async-start", "async-update", "copy-start"}
 IN_PLACE = {"scatter", "dynamic-update-slice"}
 SLICES = {"slice", "dynamic-slice", "copy", "bitcast"}
+USES = {
+    "dot",
+    "gather",
+    "custom-call",
+}  # what weights are for: any other that reads them moves them
 
 HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\(([^)]*)\)(.*)")
 START = re.compile(
-    r"^\s+(?:ROOT )?%?([\w.\-]+) = \(.*\) (fusion-start|async-start)\(.*calls=%?([\w.\-]+)"
+    r"^\s+(?:ROOT )?%?([\w.\-]+) = \(.*\) (?:fusion|async|copy)-start\(([^)]*)\)(.*)"
 )
+OPERAND = re.compile(r"%([\w.\-]+)")
 CALLS = re.compile(r"calls=%?([\w.\-]+)")
 TARGET = re.compile(r'custom_call_target="([^"]+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -54,7 +60,9 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
         self._calls_of: dict[str, str] = {}  # fusion-start -> its computation
+        self._started: dict[str, str] = {}  # fusion-start -> its operands
         self._fused: set[str] = set()
+        self._entry = ""
         self._custom_calls: list[str] = []
         inside = ""
         for line in text.splitlines():
@@ -63,9 +71,10 @@ class Program:
             if not line.startswith(" "):
                 header = HEADER.match(line)
                 inside = header.group(1) if header else inside
+                self._entry = inside if line.startswith("ENTRY") else self._entry
             elif start := START.match(line):
-                self._calls_of[start.group(1)] = start.group(3)
-                self._fused.add(start.group(3))
+                name, self._started[name], rest = start.groups()
+                self._call(name, rest)
             elif found := LINE.match(line):
                 self._take(inside, found)
 
@@ -74,7 +83,11 @@ class Program:
         shape = tuple(int(length) for length in lengths.split(",") if length)
         instruction = Instruction(name, dtype, shape, operation, operands, rest, bool(root))
         self.computations.setdefault(inside, []).append(instruction)
-        if operation == "fusion" and (calls := CALLS.search(rest)):
+        if operation == "fusion":
+            self._call(name, rest)
+
+    def _call(self, name: str, rest: str) -> None:
+        if calls := CALLS.search(rest):
             self._calls_of[name] = calls.group(1)
             self._fused.add(calls.group(1))
 
@@ -114,19 +127,55 @@ class Program:
                 if operation not in IN_PLACE and not aliased:
                     yield instruction, operation
 
-    def copied_layers(self, weights: Sequence[tuple[int, ...]], num_bytes: int) -> int:
-        """Count the bytes that are written to copy one layer out of stacked weights."""
-        layers = {shape[1:] for shape in weights}
+    def copied_weights(self, num_weights: int, num_bytes: int) -> int:
+        """Count the bytes that are written to have weights a second time.
+
+        Weights are the first parameters of the program.  Of stacks, loops may copy one layer out;
+        what reads a matrix directly must be a product or a lookup.
+        """
+        weights = [
+            one
+            for one in self.computations.get(self._entry, ())
+            if one.operation == "parameter" and int(one.operands) < num_weights
+        ]
+        layers = {one.shape[1:] for one in weights if len(one.shape) == 3}
+        readers = self._readers({one.name for one in weights if _is_matrix(one.shape)})
         return sum(
-            instruction.num_bytes
-            for instruction, operation in self.writes(num_bytes)
-            if operation in SLICES
-            and (instruction.shape in layers or instruction.shape[1:] in layers)
+            one.num_bytes
+            for one, operation in self.writes(num_bytes)
+            if (operation in SLICES and (one.shape in layers or one.shape[1:] in layers))
+            or (one.name in readers and not self._operations(one) & USES)
         )
+
+    def _readers(self, sources: set[str]) -> set[str]:
+        """Name what the program itself, outside of loops, does with some of its parameters."""
+        found, same = set(), set(sources)
+        for one in self.computations.get(self._entry, ()):
+            operands = set(OPERAND.findall(one.operands))
+            for name in operands & self._started.keys():
+                operands |= set(OPERAND.findall(self._started[name]))
+            if operands & same:
+                (same if one.operation == "bitcast" else found).add(one.name)
+        return found
+
+    def _operations(self, instruction: Instruction) -> set[str]:
+        """List all that happens in an instruction: in a fusion, in those that it calls."""
+        names = [instruction.name, *OPERAND.findall(instruction.operands)]
+        found, left = {instruction.operation}, [self._calls_of.get(name) for name in names]
+        while left:
+            for one in self.computations.get(left.pop() or "", ()):
+                found.add(one.operation)
+                left.append(self._calls_of.get(one.name))
+        return found
 
     def custom_calls(self) -> collections.Counter[str]:
         """Count the calls of each target; for kernels of Pallas `mosaic_gpu:name`."""
         return collections.Counter(map(_called, self._custom_calls))
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether it is one, or a stack of them; not scales of rows: results are scaled by those."""
+    return len(shape) > 1 and min(shape[-2:]) > 1
 
 
 def _called(line: str) -> str:

@@ -50,11 +50,10 @@ ATTENTIONS = {
     "llama-3.1-8b": LLAMA,
     "llama-3.1-8b-mixed": LLAMA._replace(tokens=512, sequences=8),
     "llama-3.1-8b-features": LLAMA._replace(window=4096, soft_cap=50.0, sinks=True),
-    # Not quick: with quantized pages, which no engine has yet, the kernel spills 8 to 16 bytes.
-    "llama-3.1-8b-int8": LLAMA._replace(kv_dtype="int8", is_quick=False),
-    "llama-3.1-8b-float8": LLAMA._replace(kv_dtype="float8_e4m3fn", is_quick=False),
+    "llama-3.1-8b-int8": LLAMA._replace(kv_dtype="int8"),
+    "llama-3.1-8b-float8": LLAMA._replace(kv_dtype="float8_e4m3fn"),
     "llama-3.1-8b-float8-features": LLAMA._replace(
-        window=4096, soft_cap=50.0, sinks=True, kv_dtype="float8_e4m3fn", is_quick=False
+        window=4096, soft_cap=50.0, sinks=True, kv_dtype="float8_e4m3fn"
     ),
     "llama-3.2-1b": Attention(32, 8, 64),
     "qwen3-0.6b": Attention(16, 8),
@@ -92,9 +91,7 @@ def kernel_cases() -> dict[str, KernelCase]:
             for tokens in TOKENS:
                 cases[f"kernel/matmul-{scheme}/{name}-x-{tokens}"] = KernelCase(
                     functools.partial(_product, SCHEMES[scheme], tokens, sizes),
-                    Expectation(
-                        kernels=MATMUL, max_temp_bytes=MAX_TEMP_BYTES, max_weight_slices_bytes=0
-                    ),
+                    Expectation(kernels=MATMUL, max_temp_bytes=MAX_TEMP_BYTES, has_weights=True),
                     (name, tokens) in QUICK_WEIGHTS,
                 )
     return cases
@@ -150,5 +147,10 @@ def _product(scheme: Scheme, tokens: int, sizes: tuple[int, int]) -> Program:
     scales = described((NUM_LAYERS, outer, num_groups(scheme, inner)), jnp.float32)
     weight = QuantizedArray(values, scales, scheme, ROWS, outer, inner)
     x = described((tokens, inner), jnp.bfloat16)
-    multiply = functools.partial(quantized_matmul, platform="cuda")
-    return Program("product", multiply, (x, weight, described((), jnp.int32)), x)
+
+    def multiply(
+        weight: QuantizedArray, x: Float[Array, "tokens inner"], layer: Int32[Array, ""]
+    ) -> Float[Array, "tokens outer"]:
+        return quantized_matmul(x, weight, layer, platform="cuda")
+
+    return Program("product", multiply, (weight, x, described((), jnp.int32)), x)

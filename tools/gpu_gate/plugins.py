@@ -17,7 +17,6 @@ from pathlib import Path
 PTXAS = "13.0.88"  # of the toolkit that GPU machines with CUDA 13 have; newer ones may spill less
 FETCH_S = 600
 COMPLETE = "complete"  # the file that says so
-DUMPS = "MOSAIC_GPU_DUMP_TO"  # where Mosaic writes what ptxas says about its kernels
 MARK = "REPORT "  # before a report among the lines that a worker prints
 
 

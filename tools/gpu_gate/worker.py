@@ -10,20 +10,23 @@ import importlib
 import json
 import os
 import sys
-from pathlib import Path
+import tempfile
 
 import jax
 from jax.errors import JaxRuntimeError
 
+from tools.gpu_gate.dumps import Capture
 from tools.gpu_gate.hlo import Program as Optimized
-from tools.gpu_gate.plugins import DUMPS, MARK
-from tools.gpu_gate.report import Kernel, Report, read_dumps
+from tools.gpu_gate.plugins import MARK
+from tools.gpu_gate.report import Kernel, Report
 from tools.gpu_gate.target import Target
 
-SLICE_BYTES = 1 << 16  # smaller copies of weights are norms and biases
+COPY_BYTES = 1 << 16  # smaller copies of weights are norms and biases
 
 
-def report_of(name: str, case, target: Target, dumps: Path, known: dict[str, Kernel]) -> Report:
+def report_of(
+    name: str, case, target: Target, capture: Capture, known: dict[str, Kernel]
+) -> Report:
     """Compile one program; what fails is a report as well.
 
     A kernel that an earlier program had is not compiled again, so `known` remembers the worst of
@@ -33,9 +36,9 @@ def report_of(name: str, case, target: Target, dumps: Path, known: dict[str, Ker
         program = case.make()
         compiled, lower_s, compile_s = target.compile(program)
     except (JaxRuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        read_dumps(dumps)
+        capture.take()
         return Report(name, error=f"{type(error).__name__}: {error}"[:2000])
-    fresh = read_dumps(dumps)
+    fresh, shared_bytes = capture.take()
     for kernel in fresh:
         if kernel.name not in known or kernel.spill_bytes >= known[kernel.name].spill_bytes:
             known[kernel.name] = kernel
@@ -51,22 +54,26 @@ def report_of(name: str, case, target: Target, dumps: Path, known: dict[str, Ker
         compile_s=round(compile_s, 2),
         custom_calls=dict(calls),
         kernels=fresh + [known[name] for name in sorted(names) if name in known],
+        shared_bytes=shared_bytes,
         donated_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in donated),
         alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         kv_bytes=kv_bytes,
         kv_copies=[f"{operation} as {one.name}" for one, operation in copies],
-        weight_slices_bytes=optimized.copied_layers(case.weights(program), SLICE_BYTES),
+        copied_weights_bytes=optimized.copied_weights(case.num_weights(program), COPY_BYTES),
     )
 
 
 def main(module: str, names: list[str]) -> None:
     """Compile each named program; every report is printed as soon as it is there."""
     catalogue = importlib.import_module(module).catalogue()
-    target, known, dumps = Target(), {}, Path(os.environ[DUMPS])
-    for name in names:
-        report = report_of(name, catalogue[name], target, dumps, known)
-        print(MARK + json.dumps(report.as_json()), flush=True)
+    target, known = Target(), {}
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    with tempfile.TemporaryFile(buffering=0) as file:
+        capture = Capture(file)
+        for name in names:
+            report = report_of(name, catalogue[name], target, capture, known)
+            print(MARK + json.dumps(report.as_json()), file=answers, flush=True)
 
 
 if __name__ == "__main__":

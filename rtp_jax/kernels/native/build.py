@@ -2,14 +2,17 @@
 
 A library is kept in the user's cache under a name made of everything that shapes it: the sources,
 the flags, the compiler, the jaxlib whose headers it includes.  Engines that start at the same
-time may both build; the last rename wins and the files are equal.
+time may both build; the last rename wins and the files are equal.  The time of a file says when it
+was last used: whoever builds removes what nobody has used for a month.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -30,6 +33,7 @@ FLAGS = (
     "-fno-math-errno",
 )
 BUILD_TIMEOUT_S = 300
+UNUSED_S = 30 * 24 * 3600  # after which a library is removed
 
 
 class BuildError(Exception):
@@ -57,7 +61,7 @@ def build(
     compiler = _compiler()
     flags = (*FLAGS, *level.flags, *extra_flags)
     library = folder / f"native-{level.name}-{_key(compiler, flags)}.so"
-    if library.exists():
+    if _is_used(library):
         return library
     report(f"compiling the native kernels for {level.name}, once for this machine")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,7 +74,27 @@ def build(
         linked = Path(scratch) / "linked.so"
         _run([compiler, "-shared", *flags, *map(str, objects), "-o", str(linked)])
         os.replace(linked, library)
+    _remove_unused(folder, level)
     return library
+
+
+def _is_used(library: Path) -> bool:
+    """Whether a library is there; if so, it counts as used now."""
+    try:
+        os.utime(library)
+    except FileNotFoundError:
+        return False
+    except OSError:  # it is not ours to change, so it is not ours to remove either
+        return library.exists()
+    return True
+
+
+def _remove_unused(folder: Path, level: Level) -> None:
+    """Remove libraries of a level that were last used long ago; processes that have one keep it."""
+    for library in folder.glob(f"native-{level.name}-*.so"):
+        with contextlib.suppress(OSError):  # another process may remove it as well
+            if library.stat().st_mtime < time.time() - UNUSED_S:
+                library.unlink()
 
 
 def source_hash() -> str:

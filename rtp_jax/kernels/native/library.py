@@ -15,7 +15,7 @@ import jax
 
 from rtp_jax.kernels.native.build import BuildError, build
 from rtp_jax.kernels.native.handlers import HANDLERS
-from rtp_jax.kernels.native.levels import LEVELS, NAMES, levels_of_this_cpu
+from rtp_jax.kernels.native.levels import LEVELS, NAMES, Level, levels_of_this_cpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _load(name: str, folder: Path, report: Callable[[str], None]) -> str | None:
         return None
     level = next(one for one in LEVELS if one.name == name)
     try:
-        functions = ctypes.CDLL(str(build(level, folder, report=report)))
+        functions = _opened(level, folder, report)
     except (BuildError, OSError) as error:
         return str(error)
     if functions.rtp_prepare():  # asks the kernel for the tile registers
@@ -92,3 +92,14 @@ def _load(name: str, folder: Path, report: Callable[[str], None]) -> str | None:
         jax.ffi.register_ffi_target(library.target(handler), capsule, platform="cpu")
     _loaded[name] = library
     return None
+
+
+def _opened(level: Level, folder: Path, report: Callable[[str], None]) -> ctypes.CDLL:
+    """Open a library, built anew if another process removed it as unused a moment ago."""
+    while True:
+        library = build(level, folder, report=report)
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:
+            if library.exists():
+                raise

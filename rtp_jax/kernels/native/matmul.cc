@@ -1,11 +1,13 @@
 // The order of a matrix product: which memory is walked when, and what is done with sums.
 //
-// An item is a few pairs of blocks times a chunk of rows; its sums are kept in memory:
+// An item is a few pairs of blocks times a chunk of rows; its sums are kept in memory.  Where the
+// chunk of x stays in the L2, pairs are walked one by one:
 //
-//     for each pass along `inner`       of x, which stays in the L2
-//       for each pair of blocks         which stays in the L1, decoded if the kind asks for it
+//     for each pair of blocks
+//       for each pass along `inner`     of the pair: stays in the L1, decoded if the kind asks for it
 //         for each two tiles of rows    32 x 32 sums go to registers and back
 //
+// and where it is too long for that, a pass of it stays there, and the two outer loops are swapped.
 // Meanwhile the next pair is fetched.  With few rows that is what counts: weights are read once, as
 // fast as memory gives them.
 #include "matmul.h"
@@ -22,9 +24,11 @@ namespace {
 
 constexpr int64_t kPassLines = 8;          // tiles along `inner` whose pair stays in the L1
 constexpr int64_t kChunkTiles = 32;        // tiles of rows whose pass stays in the L2
-constexpr int64_t kPairsOfPass = 8;        // that share a pass of x
+constexpr int64_t kPairsOfPass = 8;        // that share a pass of x, where all of x is too much
+constexpr int64_t kResidentBytes = 1 << 20;  // of x in the L2, beside weights and sums
+constexpr int64_t kStreamTiles = 8;        // tiles of rows from which results are
 constexpr int64_t kItemsOfThread = 4;      // at least, so that threads end together
-constexpr int64_t kGroupsOfPass = 4;       // of int4 with few rows
+constexpr int64_t kGroupsOfPass = 2;       // of int4 with few rows
 constexpr int64_t kFewTiles = 2;
 constexpr int64_t kTileSums = 16 * kPairColumns;  // of a tile of rows, words
 
@@ -72,6 +76,8 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
   if (group_ < 1) group_ = 1;
   groups_ = divided_up(pairs_, group_);
   chunks_ = chunk_ ? divided_up(tiles_, chunk_) : 0;
+  along_ = (tiles_ < chunk_ ? tiles_ : chunk_) * lines_ * kTile <= kResidentBytes;
+  streams_ = tiles_ >= kStreamTiles;
   packed_ = packed_scratch.get(tiles_ * lines_ * tile_rows_ * kLine);
   int64_t scales = call_.scheme == Scheme::kInt4           ? tiles_ * 16 * weight_tiles_
                    : call_.scheme == Scheme::kInt8Dynamic ? tiles_ * 16
@@ -121,22 +127,25 @@ void Product::multiply(int64_t item) const {
     case Kind::kU8: if constexpr (kHasInt8) run(std::integral_constant<Kind, Kind::kU8>{}); break;
     case Kind::kS8: if constexpr (kHasInt8) run(std::integral_constant<Kind, Kind::kS8>{}); break;
   }
+  if (streams_) end_streams();
 }
 
-// What is read after a pair: the next one, and after the last of them the first, further along
-// `inner`. 
-void Product::fetch_after(const Pair* pairs, int64_t index, int64_t count, int64_t from,
-                          Span span, Operands& operands) const {
+Product::Step Product::step(int64_t index, int64_t count) const {
+  int64_t passes = divided_up(weight_tiles_, pass_);
+  if (along_) return {index / passes, index % passes * pass_};
+  return {index % count, index / count * pass_};
+}
+
+// Has what step `index` walks fetched meanwhile.
+void Product::fetch(const Pair* pairs, int64_t index, int64_t count, Span span,
+                    Operands& operands) const {
   operands.next_lines = 0;
-  if (++index == count) {
-    index = 0;
-    from += pass_;
-  }
-  if (from >= weight_tiles_) return;
+  auto [next, from] = step(index, count);
+  if (next >= count || from >= weight_tiles_) return;
   int64_t tiles = weight_tiles_ - from < pass_ ? weight_tiles_ - from : pass_;
   int64_t turns = divided_up(span.tiles, 2) * operands.lines;
-  operands.next[0] = pairs[index].data[0] + from * kTile;
-  operands.next[1] = pairs[index].data[1] + from * kTile;
+  operands.next[0] = pairs[next].data[0] + from * kTile;
+  operands.next[1] = pairs[next].data[1] + from * kTile;
   operands.next_lines = divided_up(tiles * kTile / kLine, turns);
 }
 
@@ -144,37 +153,39 @@ template <Kind kind>
 void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const {
   bool decoded = is_decoded(call_.scheme, kind);
   int64_t sums_of_pair = span.tiles * kTileSums;
-  auto* sums = reinterpret_cast<float*>(sums_scratch.get(count * sums_of_pair * 4));
+  auto* all_sums =
+      reinterpret_cast<float*>(sums_scratch.get((along_ ? 1 : count) * sums_of_pair * 4));
   int64_t half_bytes = pass_ * expansion_ * kTile;
   uint8_t* scratch = decoded ? decoded_scratch.get(2 * half_bytes) : nullptr;
-  for (int64_t from = 0; from < weight_tiles_; from += pass_) {
+  int64_t steps = count * divided_up(weight_tiles_, pass_);
+  for (int64_t index = 0; index < steps; ++index) {
+    auto [p, from] = step(index, count);
     int64_t length = weight_tiles_ - from < pass_ ? weight_tiles_ - from : pass_;
-    for (int64_t p = 0; p < count; ++p) {
-      Operands operands{};
-      operands.x_stride = lines_ * tile_rows_ * kLine;
-      operands.rows = tile_rows_;
-      operands.lines = length * expansion_;
-      operands.accumulate = from > 0;
-      for (int half = 0; half < 2; ++half) {
-        const uint8_t* tiles = pairs[p].data[half] + from * kTile;
-        if (decoded) {
-          expand<kind>(call_.scheme, tiles, length, scratch + half * half_bytes);
-          tiles = scratch + half * half_bytes;
-        }
-        operands.weight[half] = tiles;
+    float* sums = all_sums + (along_ ? 0 : p * sums_of_pair);
+    Operands operands{};
+    operands.x_stride = lines_ * tile_rows_ * kLine;
+    operands.rows = tile_rows_;
+    operands.lines = length * expansion_;
+    operands.accumulate = from > 0;
+    for (int half = 0; half < 2; ++half) {
+      const uint8_t* tiles = pairs[p].data[half] + from * kTile;
+      if (decoded) {
+        expand<kind>(call_.scheme, tiles, length, scratch + half * half_bytes);
+        tiles = scratch + half * half_bytes;
       }
-      fetch_after(pairs, p, count, from, span, operands);
-      for (int64_t tile = 0; tile < span.tiles; tile += 2) {
-        int64_t both = span.tiles - tile < 2 ? 1 : 2;
-        operands.x = packed(span.first + tile, from * expansion_);
-        operands.sums = sums + p * sums_of_pair + tile * kTileSums;
-        multiply_pair<kind>(operands, both);
-        operands.next[0] += operands.lines * operands.next_lines * kLine;
-        operands.next[1] += operands.lines * operands.next_lines * kLine;
-        if (from + length < weight_tiles_) continue;
-        for (int64_t i = 0; i < both; ++i)
-          finish(pairs[p], span.first + tile + i, operands.sums + i * kTileSums);
-      }
+      operands.weight[half] = tiles;
+    }
+    fetch(pairs, index + 1, count, span, operands);
+    for (int64_t tile = 0; tile < span.tiles; tile += 2) {
+      int64_t both = span.tiles - tile < 2 ? 1 : 2;
+      operands.x = packed(span.first + tile, from * expansion_);
+      operands.sums = sums + tile * kTileSums;
+      multiply_pair<kind>(operands, both);
+      operands.next[0] += operands.lines * operands.next_lines * kLine;
+      operands.next[1] += operands.lines * operands.next_lines * kLine;
+      if (from + length < weight_tiles_) continue;
+      for (int64_t i = 0; i < both; ++i)
+        finish(pairs[p], span.first + tile + i, operands.sums + i * kTileSums);
     }
   }
 }

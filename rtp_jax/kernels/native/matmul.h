@@ -104,13 +104,17 @@ class Product {
     int64_t weight[2], block[2], count;
     const uint8_t* data[2];
   };
+  // What is walked at once: some tiles of a pair along `inner`.
+  struct Step {
+    int64_t pair, from;
+  };
   // Rows that are multiplied together, in tiles.
   struct Span {
     int64_t first, tiles;
   };
   Pair pair(int64_t index) const;
-  void fetch_after(const Pair*, int64_t index, int64_t count, int64_t from, Span,
-                   Operands&) const;
+  Step step(int64_t index, int64_t count) const;
+  void fetch(const Pair*, int64_t index, int64_t count, Span, Operands&) const;
   const uint8_t* packed(int64_t tile, int64_t line) const;
   void prepare_tile(int64_t tile) const;
   void prepare_row(int64_t row, uint8_t* out, int64_t step) const;
@@ -137,6 +141,8 @@ class Product {
   int64_t chunk_;      // tiles of rows that meet a weight while it is in the cache
   int64_t pass_;       // tiles of a weight along `inner` that are walked at once
   int64_t group_;      // pairs of an item
+  bool along_;         // whether a pair is walked to its end before the next
+  bool streams_;       // whether results are more than the L2 holds
   int64_t pairs_, chunks_, groups_;
   uint8_t* packed_;
   float* x_scales_;    // of quantized x: [rows, groups]

@@ -92,33 +92,41 @@ void Product::finish_rows(const Pair& pair, const Scaling& scaling, bool narrow,
     return;
   }
   bool adds = call_.epilogue == Epilogue::kAdd;
-  for (int64_t half = 0; half < pair.count; ++half) {
-    const Rows& to = call_.outputs[pair.weight[half]];
-    int64_t outer = scaling.outer[half], column = scaling.column[half];
-    if (!narrow) {
+  // Both blocks are neighbours in one matrix.
+  const Rows& to = call_.outputs[pair.weight[0]];
+  int64_t outer = scaling.outer[0], column = scaling.column[0];
+  if (!narrow) {
+    for (int64_t half = 0; half < pair.count; ++half) {
       for (int64_t row = first; row < last; ++row) {
         Floats numbers, residual = {};
         numbers_of(row, half, numbers);
-        int64_t at = row * outer + column;
+        int64_t at = row * outer + scaling.column[half];
         if (adds) read(residual, call_.residual, at, scaling.count[half]);
         write(numbers + residual, to, at, scaling.count[half]);
       }
-      continue;
     }
-    auto* out = static_cast<uint16_t*>(to.data) + first * outer + column;
-    const auto* more = static_cast<const uint16_t*>(call_.residual.data) + first * outer + column;
-    for (int64_t row = first; row < last; ++row, out += outer) {
+    return;
+  }
+  auto* out = static_cast<uint16_t*>(to.data) + first * outer + column;
+  const auto* more = static_cast<const uint16_t*>(call_.residual.data) + first * outer + column;
+  bool streams = streams_ && pair.count == 2 && outer * 2 % kLine == 0 &&
+                 reinterpret_cast<uintptr_t>(out) % kLine == 0;
+  for (int64_t row = first; row < last; ++row, out += outer, more += outer) {
+    Halves halves[2];
+    for (int64_t half = 0; half < pair.count; ++half) {
       Floats numbers;
-      Halves halves;
       numbers_of(row, half, numbers);
       if (adds) {
-        load(halves, more);
-        numbers += (Floats)(__builtin_convertvector(halves, Words) << 16);
-        more += outer;
+        load(halves[half], more + half * kBlockRows);
+        numbers += (Floats)(__builtin_convertvector(halves[half], Words) << 16);
       }
-      round_to_bf16(numbers, halves);
-      store(halves, out);
+      round_to_bf16(numbers, halves[half]);
     }
+    if (streams) {
+      stream(halves[0], halves[1], out);
+      continue;
+    }
+    for (int64_t half = 0; half < pair.count; ++half) store(halves[half], out + half * kBlockRows);
   }
 }
 

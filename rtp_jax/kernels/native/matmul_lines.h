@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -22,6 +22,24 @@ inline void load(Line& line, const void* from) {
 template <class Line>
 inline void store(const Line& line, void* to) {
   memcpy(to, &line, sizeof(Line));
+}
+
+// Writes a whole aligned line past the caches, where the processor can: what many rows leave is more
+// than the L2 holds, and would push out what is read again.  `end_streams` comes before others read.
+inline void stream(const Halves& low, const Halves& high, void* to) {
+#if defined(__AVX512F__)
+  __m512i line = _mm512_castsi256_si512((__m256i)low);
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_inserti64x4(line, (__m256i)high, 1));
+#else
+  store(low, to);
+  store(high, static_cast<uint8_t*>(to) + sizeof(Halves));
+#endif
+}
+
+inline void end_streams() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
 
 // Rounds to nearest, halves to even; NaN stays NaN.

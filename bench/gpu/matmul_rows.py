@@ -24,6 +24,7 @@ from bench.gpu.timing import (
 )
 from rtp_jax.errors import KernelError
 from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference
+from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray, plain
 from rtp_jax.quant.schemes import SCHEMES, num_groups, values_dtype, values_shape
 
@@ -87,6 +88,17 @@ def call(name: str, scale: Scale, x, weight: QuantizedArray, layer) -> jax.Array
         rows = weight.values[layer]
         return jax.lax.dot_general(x, rows, contract, preferred_element_type=jnp.float32)
     if is_simulated(name, scale):
+        asked = MatmulShape(
+            platform="cuda",
+            dtype=jnp.dtype(x.dtype),
+            scheme=weight.scheme,
+            layout=weight.layout,
+            tokens=x.shape[0],
+            outer=weight.outer,
+            inner=weight.inner,
+        )
+        if reason := KERNELS[name].obstacle(asked):
+            raise Skip(reason)
         simulate = plgpu.InterpretGPUParams(detect_races=True)
         return KERNELS[name].quantized_matmul(x, weight, layer, interpret=simulate)
     try:

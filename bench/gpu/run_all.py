@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:  # when run by its path
 from bench.gpu.results import Results  # noqa: E402 - only now can it be found
 
 PARTS = ("kernels", "engine", "peers")
+SIMULATED_THREADS = "16"
 BUDGET_S = 7 * 60  # after which no row begins; one row may take a minute
 
 
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
         parser.error("--tune goes with --part kernels")
     results = Results(options.out, options.part, dry=options.dry, budget_s=options.budget)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # jax takes 0.75 by itself
+    if options.dry:  # every simulated warpgroup waits in a thread of XLA's, which makes one a core
+        os.environ.setdefault("NPROC", SIMULATED_THREADS)
     part = importlib.import_module(f"bench.gpu.{options.part}_part")
     if options.tune:
         part.run_tuning(results, dry=options.dry, only=options.only, out=options.out)

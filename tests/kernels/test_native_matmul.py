@@ -144,6 +144,31 @@ def test_a_row_does_not_depend_on_those_beside_it(level, case):
     np.testing.assert_array_equal(alone[0], together[40])
 
 
+@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4"])
+@pytest.mark.parametrize("epilogue", ["none", "add", "silu_mul"])
+@pytest.mark.parametrize(
+    ("tokens", "inner", "outer"), [(150, 256, 64), (150, 128, 80), (555, 2176, 32)]
+)
+def test_results_of_many_rows_are_those_of_few(level, case, epilogue, tokens, inner, outer):
+    """Many rows overlap sums with results, and write whole lines of these past the caches."""
+    scheme = CASES[case][0]
+    weights = [pack(numbers((1, outer, inner), BFLOAT16, seed), scheme) for seed in (10, 11)]
+    x = jnp.asarray(numbers((tokens, inner), BFLOAT16, 12)) / 16
+    residual = jnp.asarray(numbers((tokens, outer), BFLOAT16, 13))
+
+    def run(x, residual):
+        given = weights[:1] if epilogue == "add" else weights
+        residual = residual if epilogue == "add" else None
+        options = {"epilogue": epilogue, "residual": residual, "dtype": BFLOAT16, "level": level}
+        return linear(x, given, 0, **options)
+
+    together = run(x, residual)
+    for start in range(0, tokens, 100):
+        part = slice(start, start + 100)
+        for many, few in zip(together, run(x[part], residual[part]), strict=True):
+            np.testing.assert_array_equal(many[part], few)
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("epilogue", ["none", "add", "silu_mul"])
 def test_epilogues_are_those_of_separate_steps(level, epilogue, dtype):

@@ -5,7 +5,8 @@
 //
 //     for each pair of blocks
 //       for each pass along `inner`     of the pair: stays in the L1, decoded if the kind asks for it
-//         for each two tiles of rows    32 x 32 sums go to registers and back
+//         for each two tiles of rows    32 x 32 sums go to registers and back, and meanwhile those
+//                                       of the two before become results, if they are complete
 //
 // and where it is too long for that, a pass of it stays there, and the two outer loops are swapped.
 // Meanwhile the next pair is fetched.  With few rows that is what counts: weights are read once, as
@@ -15,6 +16,7 @@
 #include <type_traits>
 
 #include "matmul_expand.h"
+#include "matmul_finish.h"
 #include "matmul_lines.h"
 #include "matmul_tile.h"
 #include "numbers.h"
@@ -30,6 +32,7 @@ constexpr int64_t kStreamTiles = 8;        // tiles of rows from which results a
 constexpr int64_t kItemsOfThread = 4;      // at least, so that threads end together
 constexpr int64_t kGroupsOfPass = 2;       // of int4 with few rows
 constexpr int64_t kFewTiles = 2;
+constexpr int64_t kTurnRows = 32;          // that are multiplied at once: two tiles
 constexpr int64_t kTileSums = 16 * kPairColumns;  // of a tile of rows, words
 
 thread_local Scratch sums_scratch, decoded_scratch, packed_scratch, scales_scratch;
@@ -176,17 +179,25 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
       operands.weight[half] = tiles;
     }
     fetch(pairs, index + 1, count, span, operands);
+    bool last = from + length == weight_tiles_;
+    Finish how = last ? finish_of(pairs[p]) : Finish{};
+    int64_t rows = divided_up(kTurnRows, operands.lines);  // of the last turn, beside each line
     for (int64_t tile = 0; tile < span.tiles; tile += 2) {
-      int64_t both = span.tiles - tile < 2 ? 1 : 2;
+      int64_t both = span.tiles - tile < 2 ? 1 : 2, row = (span.first + tile) * 16 - kTurnRows;
       operands.x = packed(span.first + tile, from * expansion_);
       operands.sums = sums + tile * kTileSums;
-      multiply_pair<kind>(operands, both);
+      const float* before = operands.sums - kTurnRows * kPairColumns;
+      multiply_pair<kind>(operands, both, [&, finishes = last && tile](int64_t line) {
+        int64_t at = line * rows, left = kTurnRows - at;
+        if (finishes && left > 0)
+          finish(how, row + at, rows < left ? rows : left, before + at * kPairColumns);
+      });
       operands.next[0] += operands.lines * operands.next_lines * kLine;
       operands.next[1] += operands.lines * operands.next_lines * kLine;
-      if (from + length < weight_tiles_) continue;
-      for (int64_t i = 0; i < both; ++i)
-        finish(pairs[p], span.first + tile + i, operands.sums + i * kTileSums);
     }
+    if (!last) continue;
+    int64_t tile = (span.tiles - 1) / 2 * 2;
+    finish(how, (span.first + tile) * 16, (span.tiles - tile) * 16, sums + tile * kTileSums);
   }
 }
 
@@ -222,15 +233,14 @@ void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) co
                             sums + g * 2 * kTileSums, false,
                             {next.data[0] + at, next.data[1] + at}, divided_up(fetched, steps)};
           at += expansion_ * operands.next_lines * kLine;
-          multiply_pair<kind>(operands, both);
+          multiply_pair<kind>(operands, both, [](int64_t) {});
         }
         add_groups<kind>(pair, {span.first + tile, both}, first, count, sums,
                          totals + tile * kTileSums);
       }
     }
   }
-  for (int64_t tile = 0; tile < span.tiles; ++tile)
-    finish(pair, span.first + tile, totals + tile * kTileSums);
+  finish(finish_of(pair), span.first * 16, span.tiles * 16, totals);
 }
 
 // Adds the sums of `count` groups of int4 from `first`, times their scales, to `totals`.

@@ -126,10 +126,11 @@ class Product {
   template <Kind kind>
   void add_groups(const Pair&, Span, int64_t first, int64_t count, const float* sums,
                   float* totals) const;
-  struct Scaling;
-  void finish(const Pair&, int64_t tile, const float* sums) const;
+  struct Finish;
+  Finish finish_of(const Pair&) const;
+  void finish(const Finish&, int64_t row, int64_t rows, const float* sums) const;
   template <bool whole, bool scaled>
-  void finish_rows(const Pair&, const Scaling&, bool narrow, int64_t tile, const float* sums) const;
+  void finish_rows(const Finish&, int64_t first, int64_t last, const float* sums) const;
 
   Linear call_;
   Kind kind_;

@@ -1,6 +1,7 @@
 // What becomes of sums: scales, the epilogue, and numbers in the caller's rows.
 #include "matmul.h"
 #include "matmul_expand.h"
+#include "matmul_finish.h"
 #include "matmul_lines.h"
 #include "matmul_tile.h"
 #include "numbers.h"
@@ -29,64 +30,65 @@ void write(const Floats& numbers, const Rows& to, int64_t at, int64_t count) {
 
 }  // namespace
 
-// How the sums of a block become numbers: (sum - offset) * factor of the row * scale.
-struct Product::Scaling {
-  Floats scale[2];
-  Ints offset[2];
-  int64_t outer[2], column[2], count[2];
-};
-
-void Product::finish(const Pair& pair, int64_t tile, const float* sums) const {
+Product::Finish Product::finish_of(const Pair& pair) const {
   bool scaled = call_.scheme == Scheme::kInt8 || call_.scheme == Scheme::kInt8Dynamic;
-  bool narrow = true;  // whole lines of bfloat16
-  Scaling scaling{};
+  bool narrow = true;
+  Finish how{};
+  how.pair = pair;
   for (int64_t half = 0; half < 2; ++half) {
     int64_t weight = pair.weight[half], outer = call_.outer[weight];
-    scaling.outer[half] = outer;
-    scaling.column[half] = pair.block[half] * kBlockRows;
-    int64_t left = outer - scaling.column[half];
-    scaling.count[half] = left < kBlockRows ? left : kBlockRows;
+    how.outer[half] = outer;
+    how.column[half] = pair.block[half] * kBlockRows;
+    int64_t left = outer - how.column[half];
+    how.count[half] = left < kBlockRows ? left : kBlockRows;
     bool written = half == 0 || call_.epilogue != Epilogue::kSiluMul;
     narrow = narrow && left >= kBlockRows && (!written || call_.outputs[weight].bfloat16);
     if (!scaled) continue;
     const uint8_t* tail = pair.data[half] + weight_tiles_ * kTile;
-    load(scaling.scale[half], tail);
-    load(scaling.offset[half], tail + kLine);
-    scaling.offset[half] *= 128;
+    load(how.scale[half], tail);
+    load(how.offset[half], tail + kLine);
+    how.offset[half] *= 128;
   }
-  narrow = narrow && (call_.epilogue != Epilogue::kAdd || call_.residual.bfloat16);
-  if (kind_ == Kind::kU8) finish_rows<true, true>(pair, scaling, narrow, tile, sums);
-  else if (scaled) finish_rows<false, true>(pair, scaling, narrow, tile, sums);
-  else finish_rows<false, false>(pair, scaling, narrow, tile, sums);
+  how.narrow = narrow && (call_.epilogue != Epilogue::kAdd || call_.residual.bfloat16);
+  return how;
+}
+
+// Finishes rows [row, row + rows) of x, of those that there are, whose sums lie end to end.
+void Product::finish(const Finish& how, int64_t row, int64_t rows,
+                     const float* sums) const {
+  int64_t last = row + rows < call_.rows ? row + rows : call_.rows;
+  bool scaled = call_.scheme == Scheme::kInt8 || call_.scheme == Scheme::kInt8Dynamic;
+  if (kind_ == Kind::kU8) finish_rows<true, true>(how, row, last, sums);
+  else if (scaled) finish_rows<false, true>(how, row, last, sums);
+  else finish_rows<false, false>(how, row, last, sums);
 }
 
 template <bool whole, bool scaled>
-void Product::finish_rows(const Pair& pair, const Scaling& scaling, bool narrow, int64_t tile,
-                          const float* sums) const {
+void Product::finish_rows(const Finish& how, int64_t first, int64_t last, const float* sums) const {
+  const Pair& pair = how.pair;
   bool dynamic = call_.scheme == Scheme::kInt8Dynamic;
   float unit = kind_ == Kind::kBf16 ? kInt8Bf16Unit : 1.0f;
-  int64_t first = tile * 16, last = first + 16 < call_.rows ? first + 16 : call_.rows;
   auto numbers_of = [&](int64_t row, int64_t half, Floats& out) {
     load(out, sums + (row - first) * kPairColumns + half * 16);
     if constexpr (whole)
-      out = __builtin_convertvector((Ints)out - scaling.offset[half], Floats);
-    if constexpr (scaled) out = out * (dynamic ? x_scales_[row] : unit) * scaling.scale[half];
+      out = __builtin_convertvector((Ints)out - how.offset[half], Floats);
+    if constexpr (scaled) out = out * (dynamic ? x_scales_[row] : unit) * how.scale[half];
   };
   if (call_.epilogue == Epilogue::kSiluMul) {
-    auto* out = static_cast<uint16_t*>(call_.outputs[0].data) + scaling.column[0];
+    auto* out = static_cast<uint16_t*>(call_.outputs[0].data) + how.column[0];
     for (int64_t row = first; row < last; ++row) {
       Floats gate, up;
       numbers_of(row, 0, gate);
       numbers_of(row, 1, up);
       apply_silu(gate);
       gate *= up;
-      if (narrow) {
+      if (how.narrow) {
         Halves halves;
         round_to_bf16(gate, halves);
-        store(halves, out + row * scaling.outer[0]);
+        store(halves, out + row * how.outer[0]);
       } else {
-        write(gate, call_.outputs[0], row * scaling.outer[0] + scaling.column[0],
-              scaling.count[0]);
+        write(gate, call_.outputs[0], row * how.outer[0] + how.column[0],
+              how.count[0]);
       }
     }
     return;
@@ -94,15 +96,15 @@ void Product::finish_rows(const Pair& pair, const Scaling& scaling, bool narrow,
   bool adds = call_.epilogue == Epilogue::kAdd;
   // Both blocks are neighbours in one matrix.
   const Rows& to = call_.outputs[pair.weight[0]];
-  int64_t outer = scaling.outer[0], column = scaling.column[0];
-  if (!narrow) {
+  int64_t outer = how.outer[0], column = how.column[0];
+  if (!how.narrow) {
     for (int64_t half = 0; half < pair.count; ++half) {
       for (int64_t row = first; row < last; ++row) {
         Floats numbers, residual = {};
         numbers_of(row, half, numbers);
-        int64_t at = row * outer + scaling.column[half];
-        if (adds) read(residual, call_.residual, at, scaling.count[half]);
-        write(numbers + residual, to, at, scaling.count[half]);
+        int64_t at = row * outer + how.column[half];
+        if (adds) read(residual, call_.residual, at, how.count[half]);
+        write(numbers + residual, to, at, how.count[half]);
       }
     }
     return;

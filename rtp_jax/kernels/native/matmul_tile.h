@@ -83,8 +83,8 @@ class TileRegisters {
     else _tile_dpbsud(sum, x, weight);                                     \
   } while (0)
 
-template <Kind kind, int tiles>
-inline void multiply_tiles(const Operands& o) {
+template <Kind kind, int tiles, class Meanwhile>
+inline void multiply_tiles(const Operands& o, const Meanwhile& meanwhile) {
   constexpr int64_t kStride = kPairColumns * 4;
   float* second = o.sums + 16 * kPairColumns;
   if (o.accumulate) {
@@ -118,6 +118,7 @@ inline void multiply_tiles(const Operands& o) {
     w0 += kTile;
     w1 += kTile;
     fetch_next(o, line);
+    meanwhile(line);
   }
   _tile_stored(0, o.sums, kStride);
   _tile_stored(1, o.sums + 16, kStride);
@@ -211,16 +212,18 @@ inline int64_t multiply_all_rows(const Operands& o, const uint8_t* x, int64_t ro
   return row;
 }
 
-// Multiplies `tiles` (1 or 2) tiles of rows with a pair of blocks.
-template <Kind kind>
-inline void multiply_pair(const Operands& o, int64_t tiles) {
+// Multiplies `tiles` (1 or 2) tiles of rows with a pair of blocks, and calls `meanwhile(line)` for
+// each line: tile registers leave time for other work.
+template <Kind kind, class Meanwhile>
+inline void multiply_pair(const Operands& o, int64_t tiles, const Meanwhile& meanwhile) {
 #if defined(__AMX_TILE__)
   if constexpr (kind != Kind::kF32) {
-    if (tiles == 2) multiply_tiles<kind, 2>(o);
-    else multiply_tiles<kind, 1>(o);
+    if (tiles == 2) multiply_tiles<kind, 2>(o, meanwhile);
+    else multiply_tiles<kind, 1>(o, meanwhile);
     return;
   }
 #endif
+  for (int64_t line = 0; line < o.lines; ++line) meanwhile(line);
   for (int64_t tile = 0; tile < tiles; ++tile)
     multiply_all_rows<kind, kRowsAtOnce>(
         o, o.x + tile * o.x_stride, 0, o.sums + tile * 16 * kPairColumns);

@@ -61,6 +61,12 @@ class ModelConfig:
         " too), int4 (groups of 128)",
         choices=(None, "int8", "int8_dynamic", "int4"),
     )
+    head_quantization: str = knob(
+        "auto",
+        "of the matrix that makes logits, and of the embedding where it is the same one; auto: as"
+        " quantization, but int8_dynamic with int4; none: as in the checkpoint",
+        choices=("auto", "none", "int8", "int8_dynamic", "int4"),
+    )
     tokenizer: str | None = knob(None, "folder of the tokenizer; None: the model's")
     skip_tokenizer_init: bool = knob(False, "load no tokenizer: prompts are token ids, no text")
     served_model_name: str | None = knob(None, "name shown to clients; None: the model's")

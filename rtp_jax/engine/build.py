@@ -132,7 +132,7 @@ def decide(model: str, config: EngineConfig) -> Decided:
         dtype=dtype,
         kv_dtype=kv_dtype,
         memory=plan_memory(
-            model_memory(spec, config.model.quantization, dtype, kv_dtype),
+            model_memory(spec, _schemes(config), dtype, kv_dtype),
             model=config.model,
             cache=config.cache,
             scheduler=config.scheduler,
@@ -145,11 +145,15 @@ def decide(model: str, config: EngineConfig) -> Decided:
     )
 
 
+def _schemes(config: EngineConfig) -> tuple[Scheme, Scheme]:
+    return schemes_of(config.model.quantization, config.model.head_quantization)
+
+
 def model_memory(
-    spec: ModelSpec, quantization: str | None, dtype: str, kv_dtype: str
+    spec: ModelSpec, schemes: tuple[Scheme, Scheme], dtype: str, kv_dtype: str
 ) -> ModelMemory:
-    """Tell the memory plan about a model."""
-    itemsize, schemes = ITEMSIZE[dtype], schemes_of(quantization)
+    """Tell the memory plan about a model whose layers and head have these schemes."""
+    itemsize = ITEMSIZE[dtype]
     return ModelMemory(
         weight_bytes=spec.weight_bytes(itemsize, *map(_bytes_per_number, schemes)),
         num_layers=spec.num_layers,
@@ -177,7 +181,7 @@ def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> 
     known = spec.vocab_size if decided.tokenizer is None else decided.tokenizer.vocab_size
     return RunnerPlan(
         dtype=decided.dtype,
-        quantization=config.model.quantization,
+        schemes=_schemes(config),
         attention=config.runner.attention,
         matmul=config.runner.matmul,
         skip_padding=not config.model.deterministic,

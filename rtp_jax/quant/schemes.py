@@ -47,15 +47,21 @@ SCHEMES = {
 }
 INT4_OFFSET = 8
 INT8_MAX, FP8_MAX = 127, 448  # the largest values
-# What the matrix that makes logits is kept in: they decide, so never in fewer than eight bits.
+# What the matrix that makes logits is kept in by itself: they decide, so not in fewer than 8 bits.
 HEAD_SCHEMES = {"int4": "int8_dynamic"}
 
 
-def schemes_of(name: str | None) -> tuple[Scheme, Scheme]:
-    """Give the schemes of a model's matrices: those of its layers, and the one of its head."""
-    if name is None:
-        return PLAIN, PLAIN
-    return SCHEMES[name], SCHEMES[HEAD_SCHEMES.get(name, name)]
+def schemes_of(name: str | None, head: str = "auto") -> tuple[Scheme, Scheme]:
+    """Give the schemes of a model's matrices: those of its layers, and the one of its head.
+
+    Args:
+      name: of the layers; None leaves numbers as they are.
+      head: of the head; "auto" follows the layers but keeps at least 8 bits, "none" leaves it.
+    """
+    if head == "auto":
+        head = HEAD_SCHEMES.get(name or "none", name or "none")
+    chosen = {"none": PLAIN, **SCHEMES}
+    return chosen[name or "none"], chosen[head]
 
 
 def num_groups(scheme: Scheme, inner: int) -> int:

@@ -21,7 +21,7 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
-from rtp_jax.quant.schemes import schemes_of
+from rtp_jax.quant.schemes import Scheme
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.device import DeviceFacts
 from rtp_jax.runner.encoders import encoders
@@ -38,7 +38,7 @@ class RunnerPlan:
     """Everything about the runner that was decided on the host."""
 
     dtype: str
-    quantization: str | None  # name of a scheme
+    schemes: tuple[Scheme, Scheme]  # of the layers, and of the head
     attention: str  # implementations, by name
     matmul: str
     native: str  # level of the C++ kernels, "auto" or "off"
@@ -90,7 +90,7 @@ def start_runner(
 
 def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
     """Say what the layers are built for."""
-    scheme, head_scheme = schemes_of(plan.quantization)
+    scheme, head_scheme = plan.schemes
     # A library may be there although it is not wanted: another engine of this process loaded it.
     kernels = library.loaded() if facts.platform == "cpu" and plan.native != "off" else None
     ours = facts.is_hopper if facts.platform == "cuda" else kernels is not None

@@ -57,6 +57,20 @@ def test_a_quantized_model_still_answers(plain, program_cache, scheme, native):
 
 
 @pytest.mark.parametrize("native", ["auto", "off"])
+@pytest.mark.parametrize("scheme", [None, "int4"])
+@pytest.mark.parametrize("head", ["none", "int4"])
+def test_the_head_has_a_scheme_of_its_own(plain, program_cache, scheme, head, native):
+    if native == "auto" and (reason := library.load(native_cache())):
+        pytest.skip(reason)
+    options = {"quantization": scheme, "head_quantization": head, "native": native}
+    logprobs, _ = logprobs_and_answers(program_cache, dtype="bfloat16", **options)
+    error = np.abs(logprobs - plain).mean()
+    assert error < (0.03 if scheme is None and head == "none" else 0.8)
+    if scheme is None and head == "int4":  # it was not ignored
+        assert error > 0.03
+
+
+@pytest.mark.parametrize("native", ["auto", "off"])
 @pytest.mark.capability("native kernels")
 def test_bfloat16_in_cpp_and_in_xla_agree(plain, program_cache, native):
     logprobs, right = logprobs_and_answers(program_cache, dtype="bfloat16", native=native)

@@ -117,7 +117,7 @@ def tensor_shard(spec: ModelSpec, shards: int) -> ModelSpec:
 def planned(variant: Variant) -> MemoryPlan:
     """Divide the memory of an H200 as the engine does."""
     return plan_memory(
-        model_memory(variant.spec, variant.scheme, DTYPE, DTYPE),
+        model_memory(variant.spec, schemes_of(variant.scheme), DTYPE, DTYPE),
         model=ModelConfig(),
         cache=CacheConfig(),
         scheduler=SchedulerConfig(),

@@ -21,7 +21,7 @@ from bench.peers.worker import Spec
 from bench.peers.workloads import KV_TOKENS, SHAPES
 
 ROOT = Path(__file__).parent.parent.parent
-BITS = {"bf16": 16, "int8": 8, "int4": 4}
+BITS = {"bf16": 16, "int8": 8, "int4": 4, "int4-pure": 4}
 SLACK = 3 << 30  # bytes that an engine may take besides twice its weights and its KV
 PYTHON = {"rtp_jax": None, "vllm-cpu": "vllm", "transformers": "hf", "llama.cpp": None}
 MODULE = {
@@ -31,8 +31,8 @@ MODULE = {
     "llama.cpp": "llama_cpp",
 }
 OFFERS = {
-    "rtp_jax": ("bf16", "int8", "int4"),
-    "llama.cpp": ("bf16", "int8", "int4"),
+    "rtp_jax": ("bf16", "int8", "int4", "int4-pure"),
+    "llama.cpp": ("bf16", "int8", "int4", "int4-pure"),
     "vllm-cpu": ("bf16",),
     "transformers": ("bf16",),
 }

@@ -130,7 +130,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=PUBLISHED, choices=list(SHAPES))
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--engines", nargs="+", default=list(OFFERS), choices=list(OFFERS))
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "int8", "int4"])
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "int8", "int4", "int4-pure"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--long-rounds", type=int, default=2, help=f"rounds of {', '.join(LONG)}")

@@ -21,9 +21,9 @@ LLAMA = "0.3.36"  # of llama-cpp-python, whose source distribution contains llam
 TARGETS = ("llama-server", "llama-bench", "llama-batched-bench", "llama-quantize")
 OFF = ("BUILD_SHARED_LIBS", "LLAMA_OPENSSL", "LLAMA_USE_PREBUILT_UI", "LLAMA_BUILD_TESTS")
 OFF += ("LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP")
-# llama-quantize's type, and how it treats the tied embedding: with `--pure` like all the rest, so
-# that as many bits are read for each token as the name says.
-QUANTIZED = ("Q8_0", "Q4_0")
+# What llama-quantize is told for each file.  By itself Q4_0 keeps the tied embedding in Q6_K, as
+# our int4 keeps it in eight bits; pure, all matrices have four.
+QUANTIZED = {"Q8_0": ("Q8_0",), "Q4_0": ("Q4_0",), "Q4_0-pure": ("--pure", "Q4_0")}
 
 
 def say(line: str) -> None:
@@ -104,7 +104,8 @@ def models(scratch: Path, names: list[str]) -> None:
                 do(python, "-m", "bench.peers.gguf_file", folder / name, unfinished)
             else:
                 quantize = scratch / "llama.cpp" / "bin" / "llama-quantize"
-                do(quantize, "--pure", source, unfinished, precision)
+                *options, kind = QUANTIZED[precision]
+                do(quantize, *options, source, unfinished, kind)
             unfinished.rename(target)
 
 

@@ -34,7 +34,7 @@ class Spec:
 
     scratch: str  # folder of models and builds, see `setup.py`
     model: str
-    precision: str  # bf16, int8, int4
+    precision: str  # bf16, int8, int4, int4-pure
     threads: int  # and cores: the process is bound to as many
 
 

@@ -18,7 +18,7 @@ from bench.peers import figures
 from bench.peers.worker import Spec, answer
 from bench.peers.workloads import KV_TOKENS, MAX_LEN, SLOTS, Request
 
-FILES = {"bf16": "bf16", "int8": "Q8_0", "int4": "Q4_0"}
+FILES = {"bf16": "bf16", "int8": "Q8_0", "int4": "Q4_0", "int4-pure": "Q4_0-pure"}
 SETTINGS = ["-b", "2048", "-ub", "512", "-ctk", "f16", "-ctv", "f16", "-fa", "on"]
 
 

@@ -13,7 +13,12 @@ from rtp_jax import Engine, SamplingParams
 from rtp_jax.sampling_params import OutputKind
 
 PAGE_SIZE = 16
-QUANTIZATION = {"bf16": None, "int8": "int8_dynamic", "int4": "int4"}
+QUANTIZATION = {  # of the layers, and of the head
+    "bf16": (None, "auto"),
+    "int8": ("int8_dynamic", "auto"),
+    "int4": ("int4", "auto"),
+    "int4-pure": ("int4", "int4"),
+}
 
 
 def greedy(max_tokens: int) -> SamplingParams:
@@ -28,10 +33,12 @@ class RtpJax:
 
     def __init__(self, spec: Spec):
         """Load and compile; programs are kept in the scratch folder."""
+        layers, head = QUANTIZATION[spec.precision]
         self._engine = Engine(
             str(Path(spec.scratch) / "models" / spec.model),
             dtype="bfloat16",
-            quantization=QUANTIZATION[spec.precision],
+            quantization=layers,
+            head_quantization=head,
             skip_tokenizer_init=True,
             enable_prefix_caching=False,
             max_model_len=MAX_LEN,

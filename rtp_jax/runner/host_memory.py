@@ -4,14 +4,14 @@ Read next: `memory_plan.py`.
 """
 
 import ctypes
-import threading
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 HUGE_PAGE = 2 << 20
-MANY_PAGES = 64 << 20  # bytes from which on it is worth the while
-MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # of Linux; the second since 6.1
+LARGE = 64 << 20  # bytes from which on it is worth the while
+MADV_DONTNEED, MADV_HUGEPAGE = 4, 14  # of Linux
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
 
 
@@ -98,23 +98,28 @@ def return_free_memory() -> None:
         return
 
 
-def use_huge_pages(address: int, num_bytes: int) -> None:
-    """Ask for 2 MB pages behind host memory that is there already, where the system has them.
+def zero_untouched(address: int, num_bytes: int) -> None:
+    """Zero host memory without touching it, and ask for 2 MB pages, where the system can.
 
-    KV is read a few KB here and there: with 4 KB pages each of these is looked up anew.  The system
-    takes seconds for a gigabyte, so a thread waits for it, which touches nothing itself.
+    KV is read a few KB here and there: with 4 KB pages each of these is looked up anew.
     """
+    start, length = _whole_huge_pages(address, num_bytes)
+    if sys.platform != "linux" or length <= 0 or _advise(start, length, MADV_DONTNEED):
+        ctypes.memset(address, 0, num_bytes)
+        return
+    _advise(start, length, MADV_HUGEPAGE)  # may be refused
+    ctypes.memset(address, 0, start - address)
+    ctypes.memset(start + length, 0, address + num_bytes - start - length)
+
+
+def _whole_huge_pages(address: int, num_bytes: int) -> tuple[int, int]:
+    """Give start and length of the huge pages that lie inside."""
     start = -(-address // HUGE_PAGE) * HUGE_PAGE
-    length = (address + num_bytes) // HUGE_PAGE * HUGE_PAGE - start
-    if length < MANY_PAGES:
-        return
-    try:
-        madvise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):  # not Linux
-        return
+    return start, (address + num_bytes) // HUGE_PAGE * HUGE_PAGE - start
 
-    def advise() -> None:
-        for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):  # from now on, and those that are touched;
-            madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)  # may be refused
 
-    threading.Thread(target=advise, name="huge-pages", daemon=True).start()
+def _advise(address: int, num_bytes: int, advice: int) -> int:
+    """Call madvise, which returns 0 if it was taken; the GIL is free meanwhile."""
+    return ctypes.CDLL(None).madvise(
+        ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), ctypes.c_int(advice)
+    )

@@ -17,11 +17,12 @@ from rtp_jax.runner.batch import Batch, SlotTable, WideArrays
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.compile_watch import CompileWatch
 from rtp_jax.runner.device import Device
-from rtp_jax.runner.host_memory import return_free_memory, use_huge_pages
+from rtp_jax.runner.host_memory import return_free_memory
 from rtp_jax.runner.packing import layout
 from rtp_jax.runner.programs import CompileReport, Program, prepare_programs
 from rtp_jax.runner.sampler import Sampled
 from rtp_jax.runner.step import State, WideArguments, set_history, step_function
+from rtp_jax.runner.zeroed import zeroed
 from rtp_jax.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKEN_IDS
 
 
@@ -125,12 +126,8 @@ class Runner:
         """Allocate zeroed pages and history; whatever they held is gone."""
         self._state = None  # free the old arrays first
         pages = tuple(
-            jnp.zeros(shape, self.shapes.page_dtype, device=self._device)
-            for shape in self.shapes.page_shapes
+            zeroed(shape, self.shapes.page_dtype, self._device) for shape in self.shapes.page_shapes
         )
-        if self._device.platform == "cpu":
-            for array in jax.block_until_ready(pages):  # asking for the pointer waits with the GIL
-                use_huge_pages(array.unsafe_buffer_pointer(), array.nbytes)
         history = jnp.zeros(self.shapes.history_shape, jnp.int32, device=self._device)
         self._state = State(pages, history)
 

@@ -6,4 +6,5 @@ HANDLERS: tuple[str, ...] = (
     "rtp_attention",
     "rtp_rope_kv",
     "rtp_rms_norm",
+    "rtp_unwritten",
 )

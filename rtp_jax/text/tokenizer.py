@@ -12,6 +12,7 @@ from typing import Protocol
 
 from rtp_jax.errors import CheckpointError, InvalidArgument
 from rtp_jax.text.json_backend import JsonBackend
+from rtp_jax.text.sentencepiece_backend import SentencePieceBackend
 from rtp_jax.text.special_tokens import SpecialTokens, read_special_tokens
 
 
@@ -46,8 +47,6 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     if (path := folder / "tokenizer.json").exists():
         return Tokenizer(JsonBackend(path, tokens), tokens)
     if (path := folder / "tokenizer.model").exists():
-        from rtp_jax.text.sentencepiece_backend import SentencePieceBackend  # few models need it
-
         return Tokenizer(SentencePieceBackend(path, tokens), tokens)
     raise CheckpointError(
         f"RTPJ-3301 TOKENIZER_MISSING: {folder} has neither tokenizer.json nor tokenizer.model. "

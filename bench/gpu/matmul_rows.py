@@ -88,15 +88,7 @@ def call(name: str, scale: Scale, x, weight: QuantizedArray, layer) -> jax.Array
         rows = weight.values[layer]
         return jax.lax.dot_general(x, rows, contract, preferred_element_type=jnp.float32)
     if is_simulated(name, scale):
-        asked = MatmulShape(
-            platform="cuda",
-            dtype=jnp.dtype(x.dtype),
-            scheme=weight.scheme,
-            layout=weight.layout,
-            tokens=x.shape[0],
-            outer=weight.outer,
-            inner=weight.inner,
-        )
+        asked = MatmulShape.of("cuda", x, weight)
         if reason := KERNELS[name].obstacle(asked):
             raise Skip(reason)
         simulate = plgpu.InterpretGPUParams(detect_races=True)

@@ -58,10 +58,8 @@ def schemes_of(name: str | None, head: str = "auto") -> tuple[Scheme, Scheme]:
       name: of the layers; None leaves numbers as they are.
       head: of the head; "auto" follows the layers but keeps at least 8 bits, "none" leaves it.
     """
-    if head == "auto":
-        head = HEAD_SCHEMES.get(name or "none", name or "none")
-    chosen = {"none": PLAIN, **SCHEMES}
-    return chosen[name or "none"], chosen[head]
+    known, layers = {"none": PLAIN, **SCHEMES}, name or "none"
+    return known[layers], known[HEAD_SCHEMES.get(layers, layers) if head == "auto" else head]
 
 
 def num_groups(scheme: Scheme, inner: int) -> int:

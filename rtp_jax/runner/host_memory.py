@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HUGE_PAGE = 2 << 20
-LARGE = 64 << 20  # bytes from which on it is worth the while
 MADV_DONTNEED, MADV_HUGEPAGE = 4, 14  # of Linux
 UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
 
@@ -103,19 +102,14 @@ def zero_untouched(address: int, num_bytes: int) -> None:
 
     KV is read a few KB here and there: with 4 KB pages each of these is looked up anew.
     """
-    start, length = _whole_huge_pages(address, num_bytes)
+    start = -(-address // HUGE_PAGE) * HUGE_PAGE
+    length = (address + num_bytes) // HUGE_PAGE * HUGE_PAGE - start
     if sys.platform != "linux" or length <= 0 or _advise(start, length, MADV_DONTNEED):
         ctypes.memset(address, 0, num_bytes)
         return
     _advise(start, length, MADV_HUGEPAGE)  # may be refused
     ctypes.memset(address, 0, start - address)
     ctypes.memset(start + length, 0, address + num_bytes - start - length)
-
-
-def _whole_huge_pages(address: int, num_bytes: int) -> tuple[int, int]:
-    """Give start and length of the huge pages that lie inside."""
-    start = -(-address // HUGE_PAGE) * HUGE_PAGE
-    return start, (address + num_bytes) // HUGE_PAGE * HUGE_PAGE - start
 
 
 def _advise(address: int, num_bytes: int, advice: int) -> int:

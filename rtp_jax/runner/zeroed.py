@@ -15,7 +15,9 @@ import numpy as np
 
 from rtp_jax.kernels.native import library
 from rtp_jax.runner.device import Device
-from rtp_jax.runner.host_memory import LARGE, zero_untouched
+from rtp_jax.runner.host_memory import zero_untouched
+
+LARGE = 64 << 20  # bytes from which on it is worth the while
 
 
 def zeroed(shape: tuple[int, ...], dtype: np.dtype, device: Device) -> jax.Array:

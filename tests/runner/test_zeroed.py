@@ -9,8 +9,8 @@ import pytest
 from rtp_jax.config import native_cache
 from rtp_jax.kernels.native import library
 from rtp_jax.runner import zeroed as module
-from rtp_jax.runner.host_memory import HUGE_PAGE, LARGE, zero_untouched
-from rtp_jax.runner.zeroed import zeroed
+from rtp_jax.runner.host_memory import HUGE_PAGE, zero_untouched
+from rtp_jax.runner.zeroed import LARGE, zeroed
 
 SHAPE = (3, LARGE // 4 + 7)  # no multiple of a page
 DTYPE = np.dtype(np.uint16)

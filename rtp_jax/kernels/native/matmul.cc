@@ -28,7 +28,7 @@ constexpr int64_t kPassLines = 8;          // tiles along `inner` whose pair sta
 constexpr int64_t kChunkTiles = 32;        // tiles of rows whose pass stays in the L2
 constexpr int64_t kPairsOfPass = 8;        // that share a pass of x, where all of x is too much
 constexpr int64_t kResidentBytes = 1 << 20;  // of x in the L2, beside weights and sums
-constexpr int64_t kStreamTiles = 8;        // tiles of rows from which results are
+constexpr int64_t kStreamTiles = 8;        // tiles of rows from which on results leave the caches
 constexpr int64_t kItemsOfThread = 4;      // at least, so that threads end together
 constexpr int64_t kGroupsOfPass = 2;       // of int4 with few rows
 constexpr int64_t kFewTiles = 2;
@@ -186,11 +186,10 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
       int64_t both = span.tiles - tile < 2 ? 1 : 2, row = (span.first + tile) * 16 - kTurnRows;
       operands.x = packed(span.first + tile, from * expansion_);
       operands.sums = sums + tile * kTileSums;
-      const float* before = operands.sums - kTurnRows * kPairColumns;
       multiply_pair<kind>(operands, both, [&, finishes = last && tile](int64_t line) {
         int64_t at = line * rows, left = kTurnRows - at;
         if (finishes && left > 0)
-          finish(how, row + at, rows < left ? rows : left, before + at * kPairColumns);
+          finish(how, row + at, rows < left ? rows : left, operands.sums - left * kPairColumns);
       });
       operands.next[0] += operands.lines * operands.next_lines * kLine;
       operands.next[1] += operands.lines * operands.next_lines * kLine;

@@ -4,7 +4,6 @@ Read `reference.py` for what it means, then `xla.py` and the kernels for how it 
 kernel file has the same names: `PLATFORMS`, `obstacle`, `quantized_matmul` (see `shape.py`).
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
@@ -42,15 +41,7 @@ def quantized_matmul(
     Raises:
       KernelError: the implementation asked for does not exist or cannot serve.
     """
-    call = MatmulShape(
-        platform=platform,
-        dtype=jnp.dtype(x.dtype),
-        scheme=weight.scheme,
-        layout=weight.layout,
-        tokens=x.shape[0],
-        outer=weight.outer,
-        inner=weight.inner,
-    )
+    call = MatmulShape.of(platform, x, weight)
     obstacles = {name: kernel.obstacle(call) for name, kernel in KERNELS.items()}
     name = choose("quantized_matmul", obstacles, implementation)
     chosen = reference if name == "reference" else KERNELS[name]

@@ -10,7 +10,9 @@ is no obstacle.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from rtp_jax.quant.quantized_array import QuantizedArray
 from rtp_jax.quant.schemes import Scheme
 
 
@@ -24,3 +26,18 @@ class MatmulShape(NamedTuple):
     tokens: int  # rows of x, padding included
     outer: int
     inner: int
+
+    @classmethod
+    def of(
+        cls, platform: str, x: Float[Array, "tokens inner"], weight: QuantizedArray
+    ) -> "MatmulShape":
+        """Describe the call that multiplies `x` by one matrix of `weight`."""
+        return cls(
+            platform=platform,
+            dtype=jnp.dtype(x.dtype),
+            scheme=weight.scheme,
+            layout=weight.layout,
+            tokens=x.shape[0],
+            outer=weight.outer,
+            inner=weight.inner,
+        )

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "attention_amx.h"
+#include "attention_finish.h"
 #include "attention_float.h"
 
 namespace rtp::paged {
@@ -27,23 +28,16 @@ void add_segment(float* whole, const float* segment, int64_t dim) {
   for (int64_t d = 0; d < dim; ++d) whole[2 + d] = whole[2 + d] * old + segment[2 + d] * fresh;
 }
 
-// Divides a row by its total, to which a sink adds the weight of a key without a value.
-void finish(const Attention& call, const Tile& tile, int64_t result, float* whole) {
+void finish(const Attention& call, const Tile& tile, int64_t result, const float* whole) {
   const int64_t head = result / tile.rows, row = result % tile.rows;
-  if (call.sinks) {
-    float sink = call.sinks[query_head(call, tile, head, row)] * kLog2E;
-    float high = std::max(whole[0], sink);
-    float old = exp2_of(whole[0] - high);
-    whole[1] = whole[1] * old + exp2_of(sink - high);
-    for (int64_t d = 0; d < call.head_dim; ++d) whole[2 + d] *= old;
-  }
-  float by = whole[1] > 0 ? 1.0f / whole[1] : 0.0f;
+  const Share share = share_of(call, tile, head, row, whole[0], whole[1]);
   int64_t to = place(call, tile, head, row);
   for (int64_t d = 0; d < call.head_dim; ++d) {
+    const float number = whole[2 + d] * share.old * share.by;
     if (call.bfloat16) {
-      static_cast<uint16_t*>(call.out)[to + d] = to_bf16(whole[2 + d] * by);
+      static_cast<uint16_t*>(call.out)[to + d] = to_bf16(number);
     } else {
-      static_cast<float*>(call.out)[to + d] = whole[2 + d] * by;
+      static_cast<float*>(call.out)[to + d] = number;
     }
   }
 }
@@ -61,11 +55,20 @@ void clear_padding(const Attention& call) {
     if (!taken[token]) std::memset(static_cast<char*>(call.out) + token * bytes, 0, bytes);
 }
 
+bool uses_amx([[maybe_unused]] const Attention& call) {
+#if defined(RTP_ATTENTION_AMX)
+  return call.bfloat16 && call.stored != Stored::kFloat32;
+#else
+  return false;
+#endif
+}
+
+// Without a `result`, which AMX alone allows, the segment is the whole row and is finished at once.
 void walk_segment(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                   float* result, int64_t stride) {
   thread_local Scratch scratch;
 #if defined(RTP_ATTENTION_AMX)
-  if (call.bfloat16 && call.stored != Stored::kFloat32) {
+  if (uses_amx(call)) {
     amx_segment(call, tile, begin, end, floats_of(scratch, amx_floats(call, tile)), result, stride);
     return;
   }
@@ -79,10 +82,11 @@ void walk_segment(const Attention& call, const Tile& tile, int64_t begin, int64_
          result + head * tile.rows * stride, stride);
 }
 
-// Lists the tiles of a sequence, each with `heads` KV heads.
-void add_tiles(const Attention& call, int64_t sequence, int64_t heads, std::vector<Tile>& tiles) {
+// Lists the tiles of a sequence, each with `heads` KV heads and up to `rows` rows.
+void add_tiles(const Attention& call, int64_t sequence, int64_t heads, int64_t rows,
+               std::vector<Tile>& tiles) {
   const int64_t group = call.heads / call.kv_heads;
-  const int64_t step = std::max<int64_t>(1, kTileRows / group);  // tokens
+  const int64_t step = std::max<int64_t>(1, rows / group);  // tokens
   const int64_t start = std::max<int64_t>(0, call.query_start[sequence]);
   const int64_t stop = std::min(call.tokens, start + call.query_count[sequence]);
   for (int64_t first = start; first < stop; first += step) {
@@ -93,6 +97,16 @@ void add_tiles(const Attention& call, int64_t sequence, int64_t heads, std::vect
       tiles.push_back({sequence, head, std::min(heads, call.kv_heads - head), first, position,
                        tokens * group, begin, position + tokens, -1});
   }
+}
+
+// Rows of a tile: many, so that a block of keys serves all of them, unless threads would have
+// nothing to do.
+int64_t tile_rows(const Attention& call, int64_t enough) {
+  int64_t all = 0;
+  for (int64_t s = 0; s < call.sequences; ++s) all += std::max(0, call.query_count[s]) * call.heads;
+  int64_t rows = uses_amx(call) ? kTileRows : kTileRows / 2;
+  while (rows > kFewRows && all / rows < enough) rows /= 2;
+  return rows;
 }
 
 // Cuts tiles into their segments, so that many threads may share them.
@@ -136,9 +150,10 @@ Plan plan(const Attention& call, int64_t threads) {
   // All KV heads in one tile unless threads would have nothing to do; then rather fewer keys each.
   int64_t heads = call.kv_heads;
   if (few < enough && pieces < enough) heads = std::max<int64_t>(1, heads * few / enough);
+  const int64_t rows = tile_rows(call, enough);
   for (int64_t s = 0; s < call.sequences; ++s) {
     if (call.query_count[s] < 1) continue;
-    add_tiles(call, s, call.query_count[s] * group > kFewRows ? 1 : heads, plan.tiles);
+    add_tiles(call, s, call.query_count[s] * group > kFewRows ? 1 : heads, rows, plan.tiles);
   }
   if (static_cast<int64_t>(plan.tiles.size()) < enough) cut(plan);
   std::stable_sort(plan.tiles.begin(), plan.tiles.end(), [](const Tile& a, const Tile& b) {
@@ -156,6 +171,10 @@ void attend(const Attention& call, const Plan& plan, int64_t item) {
   const int64_t stride = plan.stride, rows = tile.heads * tile.rows;
   if (tile.part >= 0) {
     walk_segment(call, tile, tile.begin, tile.end, plan.parts.get() + tile.part * stride, stride);
+    return;
+  }
+  if (uses_amx(call) && segments_of(tile) == 1) {
+    walk_segment(call, tile, tile.begin, tile.end, nullptr, 0);
     return;
   }
   float* whole = floats_of(scratch, 2 * rows * stride);

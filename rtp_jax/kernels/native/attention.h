@@ -22,8 +22,8 @@
 namespace rtp::paged {
 
 constexpr int64_t kBlock = 64;      // keys
-constexpr int64_t kSegment = 1024;  // keys
-constexpr int64_t kTileRows = 256;  // query rows that reuse a block of keys while it is in cache
+constexpr int64_t kSegment = 2048;  // keys
+constexpr int64_t kTileRows = 512;  // query rows that reuse a block of keys while it is in cache
 constexpr int64_t kFewRows = 16;    // rows of a decoding token: reading keys costs more than they do
 constexpr int64_t kMaxHeadDim = 256;
 constexpr float kMasked = -1e30f;  // finite: a block without a visible key must not make NaN

@@ -5,12 +5,18 @@
 //
 //     score[64 keys][16 rows]  = K[64][dim] Q^T         K as it lies, Q packed once for the tile
 //     weight[16 rows][64 keys] = 2^(score - high)       rounded to bfloat16, turned by shuffles
-//     mixed[16 rows][dim]     += weight V               V with two keys side by side, once a block
+//     mixed[16 rows][dim]     += weight V               V with two keys side by side
+//
+// Where many rows share the keys, a turn takes several blocks: what is mixed is larger than the
+// first cache, and storing it there costs more than multiplying, so it is done once for all of
+// them.  Weights of one turn therefore share `high`, which follows the largest score only when
+// that is `kSlack` above it: weights are at most 2^kSlack, and `high` hardly ever moves.
 #pragma once
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define RTP_ATTENTION_AMX
 #include <immintrin.h>
 
+#include "attention_finish.h"
 #include "attention_rows.h"
 
 namespace rtp::paged {
@@ -35,12 +41,23 @@ struct alignas(64) AmxGroup {
   float* mixed;     // [dim / 16][row][16]
 };
 
-struct alignas(64) AmxScratch {
-  Rows rows, next;  // of this block and of the one after it
-  uint16_t key[kMaxHeadDim * kBlock];    // [chunk][key][32]
-  uint16_t value[kMaxHeadDim * kBlock];  // [dim / 16][pair of keys][16][2]
-  float score[2][kBlock * kAmxRows];     // [key][row], of two groups
-  uint32_t weight[2][2 * 16 * 16];       // [half of the block][row][pair of keys], of two groups
+constexpr int64_t kTurn = 4;    // blocks
+constexpr float kSlack = 8.0f;  // powers of two
+
+// A packed block of keys and values.
+struct AmxBlock {
+  Rows rows;
+  alignas(64) uint16_t key[kMaxHeadDim * kBlock];    // [chunk][key][32]
+  alignas(64) uint16_t value[kMaxHeadDim * kBlock];  // [dim / 16][pair of keys][16][2]
+};
+
+using AmxScores = float[2][kBlock * kAmxRows];  // of two groups: [key][row]
+
+struct alignas(4096) AmxScratch {
+  AmxScores scores[2];                     // of this block and of the next
+  uint32_t weight[kTurn][2][2 * 16 * 16];  // of two groups: [half of the block][row][pair of keys]
+  Rows next;                               // the keys that are packed one turn later
+  AmxBlock blocks[kTurn];
 };
 
 inline int64_t chunks_of(const Attention& call) {
@@ -101,7 +118,7 @@ inline __m512i load_chunk(const char* row, int64_t chunk, __mmask32 mask) {
   return _mm512_or_si512(size, sign);
 }
 
-// Asks for two rows of the next block: pages are too short for the processor to guess them.
+// Asks for two rows of a block: pages are too short for the processor to guess them.
 inline void ask(const char* one, const char* other, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) {
     _mm_prefetch(one + at, _MM_HINT_T1);
@@ -110,9 +127,9 @@ inline void ask(const char* one, const char* other, int64_t bytes) {
 }
 
 // Copies a block of keys, and lays two values side by side, as the tile registers want them.
-// Meanwhile it asks for the next block.
+// Meanwhile it asks for the block of the next turn.
 template <Stored kStored>
-inline void pack_block(const Attention& call, AmxScratch& s) {
+inline void pack_block(const Attention& call, const Rows& next, AmxBlock& s) {
   const int64_t chunks = chunks_of(call), bytes = call.head_dim * bytes_of(kStored);
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                        39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
@@ -120,8 +137,8 @@ inline void pack_block(const Attention& call, AmxScratch& s) {
   const int64_t left = call.head_dim - (chunks - 1) * kAmxDepth;
   const __mmask32 last = left >= 32 ? ~0u : (1u << left) - 1;
   for (int64_t k = 0; k < kBlock; k += 2) {
-    ask(s.next.key[k], s.next.key[k + 1], bytes);
-    ask(s.next.value[k], s.next.value[k + 1], bytes);
+    ask(next.key[k], next.key[k + 1], bytes);
+    ask(next.value[k], next.value[k + 1], bytes);
     char* key = reinterpret_cast<char*>(s.key) + k * 64;
     char* value = reinterpret_cast<char*>(s.value) + k * 32;
     for (int64_t c = 0; c < chunks; ++c, key += kBlock * 64, value += kBlock * 64) {
@@ -139,14 +156,15 @@ inline void pack_block(const Attention& call, AmxScratch& s) {
 // What was stored by now is in memory: compilers do not know that loading a tile reads it.
 inline void settle() { __asm__ volatile("" ::: "memory"); }
 
-inline void score_one(const uint16_t* query, AmxScratch& s, int64_t chunks) {
+inline void score_one(const uint16_t* query, const AmxBlock& block,
+                      AmxScores& score, int64_t chunks) {
   settle();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t c = 0; c < chunks; ++c) {
-    const uint16_t* key = s.key + c * kBlock * kAmxDepth;
+    const uint16_t* key = block.key + c * kBlock * kAmxDepth;
     _tile_loadd(4, query + c * 512, 64);
     _tile_loadd(5, key, 64);
     _tile_dpbf16ps(0, 5, 4);
@@ -157,15 +175,15 @@ inline void score_one(const uint16_t* query, AmxScratch& s, int64_t chunks) {
     _tile_loadd(5, key + 1536, 64);
     _tile_dpbf16ps(3, 5, 4);
   }
-  _tile_stored(0, s.score[0], 64);
-  _tile_stored(1, s.score[0] + 256, 64);
-  _tile_stored(2, s.score[0] + 512, 64);
-  _tile_stored(3, s.score[0] + 768, 64);
+  _tile_stored(0, score[0], 64);
+  _tile_stored(1, score[0] + 256, 64);
+  _tile_stored(2, score[0] + 512, 64);
+  _tile_stored(3, score[0] + 768, 64);
 }
 
 // The same for two groups: keys come from the second cache, so they are loaded once for both.
-inline void score_two(const uint16_t* query, const uint16_t* other, AmxScratch& s,
-                      int64_t chunks) {
+inline void score_two(const uint16_t* query, const uint16_t* other, const AmxBlock& block,
+                      AmxScores& score, int64_t chunks) {
   settle();
   for (int64_t half = 0; half < 2; ++half) {
     _tile_zero(0);
@@ -173,7 +191,7 @@ inline void score_two(const uint16_t* query, const uint16_t* other, AmxScratch& 
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t c = 0; c < chunks; ++c) {
-      const uint16_t* key = s.key + c * kBlock * kAmxDepth + half * 1024;
+      const uint16_t* key = block.key + c * kBlock * kAmxDepth + half * 1024;
       _tile_loadd(4, key, 64);
       _tile_loadd(6, query + c * 512, 64);
       _tile_dpbf16ps(0, 4, 6);
@@ -183,10 +201,10 @@ inline void score_two(const uint16_t* query, const uint16_t* other, AmxScratch& 
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, s.score[0] + half * 512, 64);
-    _tile_stored(1, s.score[1] + half * 512, 64);
-    _tile_stored(2, s.score[0] + half * 512 + 256, 64);
-    _tile_stored(3, s.score[1] + half * 512 + 256, 64);
+    _tile_stored(0, score[0] + half * 512, 64);
+    _tile_stored(1, score[1] + half * 512, 64);
+    _tile_stored(2, score[0] + half * 512 + 256, 64);
+    _tile_stored(3, score[1] + half * 512 + 256, 64);
   }
 }
 
@@ -220,38 +238,46 @@ inline void adjust(const Attention& call, const AmxGroup& group, int64_t block, 
   }
 }
 
-// Turns a block of scores into weights, and what was summed before into its share.
-template <bool kHidden, bool kScaled>
-inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, const float* score,
-                  uint32_t* weight) {
-  const int64_t tiles = 2 * chunks_of(call);
-  const __m512 factor = _mm512_set1_ps(call.scale * kLog2E);
-  const __m512 masked = _mm512_set1_ps(kMasked);
+// Raises `high` where scores of a block are far above it; returns the rows, and in `decay` what
+// is left of what was mixed of them before.
+inline __mmask16 raise(const Attention& call, AmxGroup& group, const float* score, float* decay) {
   __m512 tops[4];
   for (int i = 0; i < 4; ++i) tops[i] = _mm512_load_ps(score + i * 16);
   for (int64_t k = 4; k < kBlock; k += 4)
     for (int i = 0; i < 4; ++i)
       tops[i] = _mm512_max_ps(tops[i], _mm512_load_ps(score + (k + i) * 16));
   __m512 top = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
+  top = _mm512_mul_ps(top, _mm512_set1_ps(call.scale * kLog2E));
   __m512 old = _mm512_load_ps(group.high);
-  __m512 high = _mm512_max_ps(old, _mm512_mul_ps(top, factor));
-  __mmask16 grown = _mm512_cmp_ps_mask(high, old, _CMP_GT_OQ);
-  __m512 total = _mm512_load_ps(group.total);
+  const __mmask16 grown =
+      _mm512_cmp_ps_mask(top, _mm512_add_ps(old, _mm512_set1_ps(kSlack)), _CMP_GT_OQ);
   if (grown) {
-    alignas(64) float decay[16];
+    __m512 high = _mm512_mask_mov_ps(old, grown, top);
     __m512 by = (__m512)exp2_of((Floats)_mm512_sub_ps(old, high));
     _mm512_store_ps(decay, by);
     _mm512_store_ps(group.high, high);
-    total = _mm512_mul_ps(total, by);
-    for (uint32_t rows = grown; rows; rows &= rows - 1) {
-      const int row = __builtin_ctz(rows);
-      const __m512 share = _mm512_set1_ps(decay[row]);
-      for (int64_t t = 0; t < tiles; ++t) {
-        float* at = group.mixed + t * 256 + row * 16;
-        _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), share));
-      }
+    _mm512_store_ps(group.total, _mm512_mul_ps(_mm512_load_ps(group.total), by));
+  }
+  return grown;
+}
+
+inline void shrink(AmxGroup& group, uint32_t rows, const float* decay, int64_t tiles) {
+  for (; rows; rows &= rows - 1) {
+    const int row = __builtin_ctz(rows);
+    const __m512 share = _mm512_set1_ps(decay[row]);
+    for (int64_t t = 0; t < tiles; ++t) {
+      float* at = group.mixed + t * 256 + row * 16;
+      _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), share));
     }
   }
+}
+
+// Turns a block of scores into weights.
+template <bool kHidden, bool kScaled>
+inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, const float* score,
+                  uint32_t* weight) {
+  const __m512 factor = _mm512_set1_ps(call.scale * kLog2E);
+  const __m512 masked = _mm512_set1_ps(kMasked), high = _mm512_load_ps(group.high);
   const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
                                          8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
@@ -277,47 +303,54 @@ inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, cons
     turn(packed);
     for (int i = 0; i < 16; ++i) _mm512_store_si512(weight + half * 256 + i * 16, packed[i]);
   }
-  _mm512_store_ps(group.total, _mm512_add_ps(total, _mm512_add_ps(even, odd)));
+  even = _mm512_add_ps(even, odd);
+  _mm512_store_ps(group.total, _mm512_add_ps(_mm512_load_ps(group.total), even));
 }
 
-inline void mix_one(AmxGroup& group, const AmxScratch& s, int64_t tiles) {
+// Mixes the values of the blocks [from, to) of a turn.
+inline void mix_one(AmxGroup& group, const AmxScratch& s, int64_t from, int64_t to, int64_t tiles) {
   settle();
-  _tile_loadd(4, s.weight[0], 64);
-  _tile_loadd(5, s.weight[0] + 256, 64);
   for (int64_t t = 0; t < tiles; t += 2) {
-    const uint16_t* value = s.value + t * 1024;
     float* mixed = group.mixed + t * 256;
     _tile_loadd(0, mixed, 64);
     _tile_loadd(1, mixed + 256, 64);
-    _tile_loadd(6, value, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, value + 1024, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, value + 512, 64);
-    _tile_dpbf16ps(0, 5, 6);
-    _tile_loadd(7, value + 1536, 64);
-    _tile_dpbf16ps(1, 5, 7);
+    for (int64_t b = from; b < to; ++b) {
+      const uint16_t* value = s.blocks[b].value + t * 1024;
+      const uint32_t* weight = s.weight[b][0];
+      _tile_loadd(4, weight, 64);
+      _tile_loadd(6, value, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, value + 1024, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, weight + 256, 64);
+      _tile_loadd(6, value + 512, 64);
+      _tile_dpbf16ps(0, 5, 6);
+      _tile_loadd(7, value + 1536, 64);
+      _tile_dpbf16ps(1, 5, 7);
+    }
     _tile_stored(0, mixed, 64);
     _tile_stored(1, mixed + 256, 64);
   }
 }
 
-inline void mix_two(AmxGroup& group, AmxGroup& other, const AmxScratch& s, int64_t tiles) {
+inline void mix_two(AmxGroup& group, AmxGroup& other, const AmxScratch& s, int64_t from,
+                    int64_t to, int64_t tiles) {
   settle();
   for (int64_t t = 0; t < tiles; t += 2) {
-    const uint16_t* value = s.value + t * 1024;
     float *mixed = group.mixed + t * 256, *mixed_too = other.mixed + t * 256;
     _tile_loadd(0, mixed, 64);
     _tile_loadd(1, mixed + 256, 64);
     _tile_loadd(2, mixed_too, 64);
     _tile_loadd(3, mixed_too + 256, 64);
-    for (int64_t half = 0; half < 2; ++half) {
-      _tile_loadd(6, value + half * 512, 64);
-      _tile_loadd(4, s.weight[0] + half * 256, 64);
+    for (int64_t half = 2 * from; half < 2 * to; ++half) {
+      const uint16_t* value = s.blocks[half / 2].value + t * 1024 + half % 2 * 512;
+      const uint32_t* weight = s.weight[half / 2][0] + half % 2 * 256;
+      _tile_loadd(6, value, 64);
+      _tile_loadd(4, weight, 64);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, s.weight[1] + half * 256, 64);
+      _tile_loadd(5, weight + 512, 64);
       _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, value + 1024 + half * 512, 64);
+      _tile_loadd(7, value + 1024, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -325,6 +358,14 @@ inline void mix_two(AmxGroup& group, AmxGroup& other, const AmxScratch& s, int64
     _tile_stored(1, mixed + 256, 64);
     _tile_stored(2, mixed_too, 64);
     _tile_stored(3, mixed_too + 256, 64);
+  }
+}
+
+// Asks for the queries of 16 rows, which lie too far apart for the processor to guess them.
+inline void ask_queries(const Attention& call, const Tile& tile, int64_t head, int64_t row) {
+  for (int64_t r = row; r < std::min(row + kAmxRows, tile.rows); ++r) {
+    const uint16_t* from = static_cast<const uint16_t*>(call.query) + place(call, tile, head, r);
+    for (int64_t d = 0; d < call.head_dim; d += kAmxDepth) _mm_prefetch(from + d, _MM_HINT_T0);
   }
 }
 
@@ -357,57 +398,159 @@ inline void start_group(const Attention& call, const Tile& tile, int64_t head, i
   std::memset(group.mixed, 0, chunks * 2 * 256 * sizeof(float));
 }
 
-// Makes weights of the scores of a group that were computed as the first or second of a pair.
-inline void weigh_block(const Attention& call, AmxGroup& group, int64_t block, int which,
-                        AmxScratch& s) {
-  const bool hide = group.all_from > block || group.all_to < block + kBlock;
-  if (hide || call.scales || call.soft_cap > 0)
-    adjust(call, group, block, hide, s.rows, s.score[which]);
-  if (call.scales) {
-    weigh<true, true>(call, group, s.rows, s.score[which], s.weight[which]);
-  } else if (hide) {
-    weigh<true, false>(call, group, s.rows, s.score[which], s.weight[which]);
+// What one group or two do in a turn that starts at key `first`: its blocks [from, to).
+struct AmxTurn {
+  AmxGroup* group[2];
+  int64_t first, from, to;
+  int groups() const { return group[1] ? 2 : 1; }
+};
+
+// Mixes what was weighed of a turn up to block `to`.
+inline void mix(const Attention& call, const AmxTurn& turn, int64_t from, int64_t to,
+                AmxScratch& s) {
+  if (from == to) return;
+  if (turn.group[1]) {
+    mix_two(*turn.group[0], *turn.group[1], s, from, to, 2 * chunks_of(call));
   } else {
-    weigh<false, false>(call, group, s.rows, s.score[which], s.weight[which]);
+    mix_one(*turn.group[0], s, from, to, 2 * chunks_of(call));
   }
 }
 
-// Walks over all blocks, and in each over the KV heads, which lie one behind the other in a page.
+inline void score(const Attention& call, const AmxTurn& turn, int64_t b,
+                  AmxScores& to, const AmxScratch& s) {
+  if (turn.group[1]) {
+    score_two(turn.group[0]->query, turn.group[1]->query, s.blocks[b], to, chunks_of(call));
+  } else {
+    score_one(turn.group[0]->query, s.blocks[b], to, chunks_of(call));
+  }
+}
+
+// Makes weights of the scores of block `b`.  `pending` is the first block that is not mixed yet.
+inline void weigh_block(const Attention& call, const AmxTurn& turn, int64_t b, int64_t& pending,
+                        AmxScores& score, AmxScratch& s) {
+  const int64_t first = turn.first + b * kBlock;
+  const Rows& rows = s.blocks[b].rows;
+  alignas(64) float decay[2][16];
+  __mmask16 grown[2] = {};
+  bool hidden = false;
+  for (int i = 0; i < turn.groups(); ++i) {
+    AmxGroup& group = *turn.group[i];
+    const bool hide = group.all_from > first || group.all_to < first + kBlock;
+    if (hide || call.scales || call.soft_cap > 0) adjust(call, group, first, hide, rows, score[i]);
+    grown[i] = raise(call, group, score[i], decay[i]);
+    hidden |= hide;
+  }
+  if (grown[0] | grown[1]) {
+    mix(call, turn, pending, b, s);
+    pending = b;
+    for (int i = 0; i < turn.groups(); ++i)
+      shrink(*turn.group[i], grown[i], decay[i], 2 * chunks_of(call));
+  }
+  for (int i = 0; i < turn.groups(); ++i) {
+    if (call.scales) {
+      weigh<true, true>(call, *turn.group[i], rows, score[i], s.weight[b][i]);
+    } else if (hidden) {
+      weigh<true, false>(call, *turn.group[i], rows, score[i], s.weight[b][i]);
+    } else {
+      weigh<false, false>(call, *turn.group[i], rows, score[i], s.weight[b][i]);
+    }
+  }
+}
+
+// All pairs of groups take their turn at the packed blocks.  Scores of the next block are begun
+// before those of this one are weighed, so that AMX and vectors work at the same time.
+inline void take_turn(const Attention& call, int64_t first, int64_t count, AmxGroup* groups,
+                      int64_t num_groups, AmxScratch& s) {
+  auto turn_of = [&](int64_t g) {
+    AmxTurn turn = {{nullptr, nullptr}, first, 0, 0};
+    if (g >= num_groups) return turn;
+    turn.group[0] = &groups[g];
+    turn.group[1] = g + 1 < num_groups ? &groups[g + 1] : nullptr;
+    const AmxGroup& last = groups[std::min(g + 1, num_groups - 1)];
+    turn.from = std::clamp<int64_t>((groups[g].from - first) / kBlock, 0, count);
+    turn.to = std::clamp<int64_t>((last.to - first + kBlock - 1) / kBlock, 0, count);
+    return turn;
+  };
+  int64_t g = -2, which = 0;
+  AmxTurn next;
+  auto find = [&] {
+    do next = turn_of(g += 2);
+    while (next.group[0] && next.from >= next.to);
+    return next.group[0] != nullptr;
+  };
+  if (!find()) return;
+  score(call, next, next.from, s.scores[which], s);
+  while (next.group[0]) {
+    const AmxTurn turn = next;
+    int64_t pending = turn.from;
+    for (int64_t b = turn.from; b < turn.to; ++b, which ^= 1) {
+      if (b + 1 < turn.to) {
+        score(call, turn, b + 1, s.scores[which ^ 1], s);
+      } else if (find()) {
+        score(call, next, next.from, s.scores[which ^ 1], s);
+      }
+      weigh_block(call, turn, b, pending, s.scores[which], s);
+    }
+    mix(call, turn, pending, turn.to, s);
+  }
+}
+
+// Walks over all keys, and in each turn over the KV heads, which lie one behind the other in a page.
 template <Stored kStored>
 inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                        AmxScratch& s, AmxGroup* groups) {
-  const int64_t of_head = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
-  const int64_t start = begin / kBlock * kBlock, steps = (end - start + kBlock - 1) / kBlock;
-  locate(call, tile, 0, start, end, s.next);
-  for (int64_t step = 0; step < steps * tile.heads; ++step) {
-    const int64_t block = start + step / tile.heads * kBlock;
-    s.rows = s.next;
-    if (const int64_t ahead = step + 1; ahead < steps * tile.heads)
-      locate(call, tile, ahead % tile.heads, start + ahead / tile.heads * kBlock, end, s.next);
-    pack_block<kStored>(call, s);
-    AmxGroup* mine = groups + step % tile.heads * of_head;
-    int64_t g = 0;
-    while (true) {
-      while (g < of_head && !(mine[g].to > block && mine[g].from < block + kBlock)) ++g;
-      if (g == of_head) break;
-      AmxGroup& group = mine[g++];
-      if (g < of_head && mine[g].to > block && mine[g].from < block + kBlock) {
-        AmxGroup& other = mine[g++];
-        score_two(group.query, other.query, s, chunks);
-        weigh_block(call, group, block, 0, s);
-        weigh_block(call, other, block, 1, s);
-        mix_two(group, other, s, 2 * chunks);
-      } else {
-        score_one(group.query, s, chunks);
-        weigh_block(call, group, block, 0, s);
-        mix_one(group, s, 2 * chunks);
-      }
+  const int64_t of_head = (tile.rows + kAmxRows - 1) / kAmxRows;
+  const int64_t start = begin / kBlock * kBlock;
+  const int64_t blocks = of_head > 1 ? kTurn : 1, keys = blocks * kBlock;
+  const int64_t turns = (end - start + keys - 1) / keys * tile.heads;
+  auto find = [&](int64_t at, int64_t b, Rows& rows) {
+    locate(call, tile, at % tile.heads, start + at / tile.heads * keys + b * kBlock, end, rows);
+  };
+  for (int64_t at = 0; at < turns; ++at) {
+    const int64_t first = start + at / tile.heads * keys;
+    const int64_t count = std::min(blocks, (end - first + kBlock - 1) / kBlock);
+    for (int64_t b = 0; b < count; ++b) {
+      AmxBlock& block = s.blocks[b];
+      find(at, b, block.rows);
+      if (at + 1 < turns) find(at + 1, b, s.next);
+      pack_block<kStored>(call, at + 1 < turns ? s.next : block.rows, block);
+    }
+    take_turn(call, first, count, groups + at % tile.heads * of_head, of_head, s);
+  }
+}
+
+// Writes high, total and mixed of a group's rows, to be added up with other segments.
+inline void leave_group(const Attention& call, const AmxGroup& group, int64_t rows, float* to,
+                        int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r, to += stride) {
+    to[0] = group.high[r];
+    to[1] = group.total[r];
+    for (int64_t d = 0; d < call.head_dim; d += 16) {
+      const __mmask16 mask = call.head_dim - d >= 16 ? 0xffff : (1u << (call.head_dim - d)) - 1;
+      _mm512_mask_storeu_ps(to + 2 + d, mask, _mm512_load_ps(group.mixed + d * 16 + r * 16));
+    }
+  }
+}
+
+// Writes the results of a group's rows, which have no other segment, as `finish` does.
+inline void finish_group(const Attention& call, const Tile& tile, int64_t head, int64_t first,
+                         int64_t rows, const AmxGroup& group) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Share share = share_of(call, tile, head, first + r, group.high[r], group.total[r]);
+    const __m512 old = _mm512_set1_ps(share.old), by = _mm512_set1_ps(share.by);
+    uint16_t* to = static_cast<uint16_t*>(call.out) + place(call, tile, head, first + r);
+    for (int64_t d = 0; d < call.head_dim; d += 16) {
+      const __mmask16 mask = call.head_dim - d >= 16 ? 0xffff : (1u << (call.head_dim - d)) - 1;
+      __m512 x = _mm512_mul_ps(_mm512_load_ps(group.mixed + d * 16 + r * 16), old);
+      __m256i halves = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(x, by));
+      _mm256_mask_storeu_epi16(to + d, mask, halves);
     }
   }
 }
 
 // Walks over the keys [begin, end) of a segment for all rows of a tile.  `result` gets, for each
-// row of each KV head, high, total and mixed[head_dim], `stride` floats apart.
+// row of each KV head, high, total and mixed[head_dim], `stride` floats apart; without it the
+// segment is all that the rows see, and they are finished.
 inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
                         float* memory, float* result, int64_t stride) {
   const int64_t of_head = (tile.rows + kAmxRows - 1) / kAmxRows, chunks = chunks_of(call);
@@ -419,6 +562,8 @@ inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, 
   for (int64_t g = 0; g < num_groups; ++g) {
     groups[g].query = query + g * chunks * 512;
     groups[g].mixed = mixed + g * chunks * 512;
+    if (int64_t next = g + 1; next < num_groups)
+      ask_queries(call, tile, next / of_head, next % of_head * kAmxRows);
     start_group(call, tile, g / of_head, g % of_head * kAmxRows, groups[g]);
   }
   _tile_loadconfig(&kTileConfig);
@@ -430,15 +575,13 @@ inline void amx_segment(const Attention& call, const Tile& tile, int64_t begin, 
     amx_blocks<Stored::kFloat8>(call, tile, begin, end, s, groups);
   }
   _tile_release();
-  for (int64_t i = 0; i < tile.heads * tile.rows; ++i) {
-    const int64_t row = i % tile.rows, lane = row % kAmxRows;
-    const AmxGroup& group = groups[i / tile.rows * of_head + row / kAmxRows];
-    float* to = result + i * stride;
-    to[0] = group.high[lane];
-    to[1] = group.total[lane];
-    for (int64_t d = 0; d < call.head_dim; d += 16) {
-      const __mmask16 mask = call.head_dim - d >= 16 ? 0xffff : (1u << (call.head_dim - d)) - 1;
-      _mm512_mask_storeu_ps(to + 2 + d, mask, _mm512_load_ps(group.mixed + d * 16 + lane * 16));
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const int64_t head = g / of_head, first = g % of_head * kAmxRows;
+    const int64_t rows = std::min(kAmxRows, tile.rows - first);
+    if (!result) {
+      finish_group(call, tile, head, first, rows, groups[g]);
+    } else {
+      leave_group(call, groups[g], rows, result + (head * tile.rows + first) * stride, stride);
     }
   }
 }

@@ -9,6 +9,8 @@
 //                                       of the two before become results, if they are complete
 //
 // and where it is too long for that, a pass of it stays there, and the two outer loops are swapped.
+// A pair that is walked to its end has longer passes, because x then goes past the L1: sums are kept
+// in memory from pass to pass, and storing them takes as long as two thirds of a pass of eight tiles.
 // Meanwhile the next pair is fetched.  With few rows that is what counts: weights are read once, as
 // fast as memory gives them.
 #include "matmul.h"
@@ -25,7 +27,9 @@ namespace rtp {
 namespace {
 
 constexpr int64_t kPassLines = 8;          // tiles along `inner` whose pair stays in the L1
+constexpr int64_t kLongPassLines = 16;     // the same, if x goes past the L1
 constexpr int64_t kChunkTiles = 32;        // tiles of rows whose pass stays in the L2
+constexpr int64_t kLeastTiles = 16;        // tiles of rows for which weights are worth reading again
 constexpr int64_t kPairsOfPass = 8;        // that share a pass of x, where all of x is too much
 constexpr int64_t kResidentBytes = 1 << 20;  // of x in the L2, beside weights and sums
 constexpr int64_t kStreamTiles = 8;        // tiles of rows from which on results leave the caches
@@ -72,14 +76,19 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
       pairs_ += divided_up(call_.outer[i], 2 * kBlockRows);
   }
   chunk_ = tiles_ < kChunkTiles || call_.scheme == Scheme::kInt4 ? tiles_ : kChunkTiles;
-  pass_ = kPassLines / expansion_ > 1 ? kPassLines / expansion_ : 1;
+  int64_t resident = kResidentBytes / (lines_ * kTile) / 2 * 2;  // tiles of rows
+  if (call_.scheme != Scheme::kInt4 && resident >= kLeastTiles && chunk_ > resident)
+    chunk_ = resident;
+  along_ = chunk_ <= resident;
+  past_l1_ = along_ && tiles_ > kFewTiles;
+  pass_ = (past_l1_ ? kLongPassLines : kPassLines) / expansion_;
+  if (pass_ < 1) pass_ = 1;
   if (pass_ > weight_tiles_) pass_ = weight_tiles_;
   int64_t share = pairs_ / (kItemsOfThread * threads);
   group_ = share < kPairsOfPass ? share : kPairsOfPass;
   if (group_ < 1) group_ = 1;
   groups_ = divided_up(pairs_, group_);
   chunks_ = chunk_ ? divided_up(tiles_, chunk_) : 0;
-  along_ = (tiles_ < chunk_ ? tiles_ : chunk_) * lines_ * kTile <= kResidentBytes;
   streams_ = tiles_ >= kStreamTiles;
   packed_ = packed_scratch.get(tiles_ * lines_ * tile_rows_ * kLine);
   int64_t scales = call_.scheme == Scheme::kInt4           ? tiles_ * 16 * weight_tiles_
@@ -168,6 +177,7 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
     Operands operands{};
     operands.x_stride = lines_ * tile_rows_ * kLine;
     operands.rows = tile_rows_;
+    operands.past_l1 = past_l1_;
     operands.lines = length * expansion_;
     operands.accumulate = from > 0;
     for (int half = 0; half < 2; ++half) {
@@ -229,7 +239,7 @@ void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) co
           Operands operands{packed(span.first + tile, (first + g) * expansion_),
                             lines_ * tile_rows_ * kLine, tile_rows_,
                             {decoded, decoded + half_bytes}, expansion_,
-                            sums + g * 2 * kTileSums, false,
+                            sums + g * 2 * kTileSums, false, false,
                             {next.data[0] + at, next.data[1] + at}, divided_up(fetched, steps)};
           at += expansion_ * operands.next_lines * kLine;
           multiply_pair<kind>(operands, both, [](int64_t) {});

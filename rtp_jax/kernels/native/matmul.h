@@ -143,6 +143,7 @@ class Product {
   int64_t pass_;       // tiles of a weight along `inner` that are walked at once
   int64_t group_;      // pairs of an item
   bool along_;         // whether a pair is walked to its end before the next
+  bool past_l1_;       // whether x goes past the L1, which is kept for the pair
   bool streams_;       // whether results are more than the L2 holds
   int64_t pairs_, chunks_, groups_;
   uint8_t* packed_;

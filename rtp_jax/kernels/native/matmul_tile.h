@@ -44,6 +44,7 @@ struct Operands {
   int64_t lines;          // tiles along `inner`
   float* sums;
   bool accumulate;        // sums start from what they hold, not from zero
+  bool past_l1;           // x is not kept in the L1: it is long, and weights are read again
   const uint8_t* next[2]; // what to fetch meanwhile, `next_lines` lines of 64 bytes for each tile
   int64_t next_lines;
 };
@@ -83,7 +84,7 @@ class TileRegisters {
     else _tile_dpbsud(sum, x, weight);                                     \
   } while (0)
 
-template <Kind kind, int tiles, class Meanwhile>
+template <Kind kind, int tiles, bool past_l1, class Meanwhile>
 inline void multiply_tiles(const Operands& o, const Meanwhile& meanwhile) {
   constexpr int64_t kStride = kPairColumns * 4;
   float* second = o.sums + 16 * kPairColumns;
@@ -105,12 +106,14 @@ inline void multiply_tiles(const Operands& o, const Meanwhile& meanwhile) {
   const uint8_t *x = o.x, *w0 = o.weight[0], *w1 = o.weight[1];
   for (int64_t line = 0; line < o.lines; ++line) {
     _tile_loadd(6, w0, kLine);
-    _tile_loadd(4, x, kLine);
+    if constexpr (past_l1) _tile_stream_loadd(4, x, kLine);
+    else _tile_loadd(4, x, kLine);
     RTP_TILE_MULTIPLY(0, 4, 6);
     _tile_loadd(7, w1, kLine);
     RTP_TILE_MULTIPLY(1, 4, 7);
     if constexpr (tiles == 2) {
-      _tile_loadd(5, x + o.x_stride, kLine);
+      if constexpr (past_l1) _tile_stream_loadd(5, x + o.x_stride, kLine);
+      else _tile_loadd(5, x + o.x_stride, kLine);
       RTP_TILE_MULTIPLY(2, 5, 6);
       RTP_TILE_MULTIPLY(3, 5, 7);
     }
@@ -218,8 +221,9 @@ template <Kind kind, class Meanwhile>
 inline void multiply_pair(const Operands& o, int64_t tiles, const Meanwhile& meanwhile) {
 #if defined(__AMX_TILE__)
   if constexpr (kind != Kind::kF32) {
-    if (tiles == 2) multiply_tiles<kind, 2>(o, meanwhile);
-    else multiply_tiles<kind, 1>(o, meanwhile);
+    if (tiles == 1) multiply_tiles<kind, 1, false>(o, meanwhile);
+    else if (o.past_l1) multiply_tiles<kind, 2, true>(o, meanwhile);
+    else multiply_tiles<kind, 2, false>(o, meanwhile);
     return;
   }
 #endif

@@ -73,7 +73,8 @@ def turn(peer: Peer, model: str, workload: str, round_number: int) -> dict[str, 
         seconds = figures.percentile([peer.prefill(prompt) for prompt in prompts][1:], 50)
         return {"tok_s": size / seconds, "ttft_s": seconds}
     if kind == "fill":
-        return {"seconds": max(stream[-1] for stream in served(peer, fill_requests(model, 0)))}
+        streams = served(peer, fill_requests(model, round_number))
+        return {"tokens_together": figures.steady(streams)[0]}  # ValueError if never all together
     batch = size if kind == "decode" else 2
     peer.decode(decode_prompts(model, batch, round_number + 500), WARM_TOKENS)
     if kind == "decode":

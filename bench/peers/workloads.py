@@ -13,7 +13,7 @@ KV_TOKENS = 16 * 1024  # KV memory is planned for these, in every engine
 DECODE_CONTEXT, DECODE_NEW = 128, 64
 SERVED_SEED, SERVED_REQUESTS = 1234, 32
 FIRST_PROMPT = 128  # tokens of the prompt that a fresh process answers
-FILL_PROMPT, FILL_NEW = 1000, 16  # in every slot together: no block of KV stays untouched
+FILL_PROMPT, FILL_NEW = 952, 64  # in every slot; new ones enough for all to be there together
 
 
 @dataclass(frozen=True)

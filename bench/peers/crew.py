@@ -30,6 +30,7 @@ MODULE = {
     "transformers": "hf",
     "llama.cpp": "llama_cpp",
 }
+ASKED = ("llama.cpp",)  # engines that are servers of their own, which the worker only asks
 OFFERS = {
     "rtp_jax": ("bf16", "int8", "int4", "int4-pure"),
     "llama.cpp": ("bf16", "int8", "int4", "int4-pure"),

@@ -79,13 +79,12 @@ def available_bytes() -> int:
     return _kilobytes(PROC / "meminfo", "MemAvailable") * 1024
 
 
-def memory(pid: int) -> dict[str, float]:
-    """Memory of a process with its children, in GiB.
+def memory(pids: list[int]) -> dict[str, float]:
+    """Memory of processes together, in GiB.
 
     `peak_rss` adds their high-water marks, a mapped file's pages included; `pss` is what they hold
     now, with shared pages divided among those that share them.
     """
-    pids = tree(pid)
     peak = sum(_kilobytes(PROC / str(each) / "status", "VmHWM") for each in pids)
     pss = sum(_kilobytes(PROC / str(each) / "smaps_rollup", "Pss") for each in pids)
     return {"peak_rss_gib": peak / 2**20, "pss_gib": pss / 2**20}

@@ -8,8 +8,9 @@ Engines alternate turn by turn: in each round every workload is measured once in
 starting with another engine each time, after the cores have become idle.  An engine computes only
 on its turn.  The file is rewritten after every turn, so an interrupted run keeps what it has.
 Workloads: decode-bN (context 128, 64 new tokens), prefill-N (one prompt of random ids, up to its
-first token), served (32 requests at once, 16 slots), poisson (the same ones as they arrive), start
-(a new process: to its first token, then the memory it has held after a served mix).
+first token), served (32 requests at once, 16 slots), poisson-N (the same ones as they arrive, N a
+minute), start (a new process, to its first token), memory (what a new process holds at most while
+16 sequences fill the KV memory that was planned).
 """
 
 import argparse
@@ -23,14 +24,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.peers.crew import OFFERS, Crew, WorkerFailed, need_bytes
-from bench.peers.machine import Foreign, memory, wait_idle
+from bench.peers.crew import ASKED, OFFERS, Crew, WorkerFailed, need_bytes
+from bench.peers.machine import Foreign, memory, tree, wait_idle
 from bench.peers.worker import Spec
 from bench.peers.workloads import KV_TOKENS, PUBLISHED, SHAPES
 from bench.record import machine
 
-WORKLOADS = ("decode-b1", "decode-b16", "prefill-512", "prefill-2048", "served", "poisson", "start")
-LONG = ("served", "poisson", "start")  # measured in `--long-rounds` rounds only
+WORKLOADS = ("decode-b1", "decode-b16", "prefill-512", "prefill-2048", "served", "poisson-24")
+WORKLOADS += ("poisson-96", "start", "memory")
+LONG = ("served", "poisson", "start", "memory")  # measured in `--long-rounds` rounds only
+FRESH = {"start": "first", "memory": "fill"}  # what a new process is asked for
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,24 @@ def rotated(engines: list[str], number: int) -> list[str]:
     return engines[shift:] + engines[:shift]
 
 
-def fresh_start(engine: str, spec: Spec, crew: Crew, number: int) -> dict[str, float]:
-    """Time a new process to its first token, then read the memory it has held at most."""
+def fresh_start(
+    engine: str, spec: Spec, crew: Crew, workload: str, number: int
+) -> dict[str, float]:
+    """Start a process and ask it; returns its time, or the memory it has held at most."""
     worker = crew.start(engine, spec)
     try:
-        worker.ask("first", number)
+        worker.ask(FRESH[workload], number)
         seconds = time.perf_counter() - worker.started_at
-        worker.ask("served", number)
-        return {"first_token_s": seconds, "load_s": worker.load_s, **memory(worker.pid)}
+        if workload == "start":
+            return {"first_token_s": seconds, "load_s": worker.load_s}
+        return memory(processes(engine, worker.pid))
     finally:
         worker.close()
+
+
+def processes(engine: str, pid: int) -> list[int]:
+    """List the processes that are the engine: a worker that only asks a server is none of them."""
+    return tree(pid)[1:] if engine in ASKED else tree(pid)
 
 
 class Run:
@@ -75,10 +86,10 @@ class Run:
         key = {"engine": engine, "model": spec.model, "precision": spec.precision}
         key |= {"workload": workload, "round": number}
         try:
-            if workload == "start":
+            if workload in FRESH:
                 self._crew.make_room(need_bytes(spec))
                 idle, foreign = self._pause(), Foreign()
-                figures = fresh_start(engine, spec, self._crew, number)
+                figures = fresh_start(engine, spec, self._crew, workload, number)
             else:
                 worker = self._crew.get(engine, spec)
                 self.record["versions"][f"{engine} {spec.precision}"] = worker.versions
@@ -112,7 +123,7 @@ def measure(run: Run, crew: Crew, arguments: argparse.Namespace) -> None:
         for number in range(arguments.rounds):
             print(f"-- {model} {precision}, round {number + 1} of {arguments.rounds}", flush=True)
             for place, workload in enumerate(arguments.workloads):
-                if workload in LONG and number >= arguments.long_rounds:
+                if workload.startswith(LONG) and number >= arguments.long_rounds:
                     continue
                 for engine in rotated(engines, number + place):
                     if not run.failed(engine, spec, workload):
@@ -140,9 +151,15 @@ def parsed(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def end(*_: object) -> None:
+    """Leave, with all engines; a second signal, as `timeout` sends, would leave them behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit("ended by SIGTERM")
+
+
 def main(words: list[str]) -> None:
     """Measure, and say where the figures are."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # engines end with us
+    signal.signal(signal.SIGTERM, end)
     arguments = parsed(words)
     record = {
         "bench": "peers",

@@ -19,6 +19,7 @@ from bench.peers.workloads import (
     FIRST_PROMPT,
     Request,
     decode_prompts,
+    fill_requests,
     kind_and_size,
     prompt_ids,
     served_requests,
@@ -71,21 +72,29 @@ def turn(peer: Peer, model: str, workload: str, round_number: int) -> dict[str, 
         prompts = [prompt_ids(model, size, round_number * 100 + i) for i in range(PREFILLS + 1)]
         seconds = figures.percentile([peer.prefill(prompt) for prompt in prompts][1:], 50)
         return {"tok_s": size / seconds, "ttft_s": seconds}
+    if kind == "fill":
+        streams = served(peer, fill_requests(model, round_number))
+        return {"tokens_together": figures.steady(streams)[0]}  # ValueError if never all together
     batch = size if kind == "decode" else 2
     peer.decode(decode_prompts(model, batch, round_number + 500), WARM_TOKENS)
     if kind == "decode":
         tokens, seconds = peer.decode(decode_prompts(model, batch, round_number), DECODE_NEW + 1)
         return {"tok_s": tokens / seconds, "step_ms": 1e3 * seconds * batch / tokens}
-    requests = served_requests(model, poisson=kind == "poisson", seed=round_number)
+    requests = served_requests(model, per_minute=size, seed=round_number)
+    return figures.served_figures(
+        [request.arrival_s for request in requests],
+        sum(len(request.prompt) for request in requests),
+        served(peer, requests),
+    )
+
+
+def served(peer: Peer, requests: list[Request]) -> list[list[float]]:
+    """Serve a mix and return the times of its tokens; raises ValueError if any are missing."""
     streams = peer.serve(requests)
     for request, stream in zip(requests, streams, strict=True):
         if len(stream) != request.max_tokens:
             raise ValueError(f"{len(stream)} tokens came, {request.max_tokens} were asked for")
-    return figures.served_figures(
-        [request.arrival_s for request in requests],
-        sum(len(request.prompt) for request in requests),
-        streams,
-    )
+    return streams
 
 
 def answer(make: Callable[[Spec], Peer]) -> None:

@@ -13,7 +13,7 @@ KV_TOKENS = 16 * 1024  # KV memory is planned for these, in every engine
 DECODE_CONTEXT, DECODE_NEW = 128, 64
 SERVED_SEED, SERVED_REQUESTS = 1234, 32
 FIRST_PROMPT = 128  # tokens of the prompt that a fresh process answers
-POISSON_RATE = {"small": 4.0, "qwen3-0.6b": 0.4, "llama3.2-1b": 0.2}  # requests/s
+FILL_PROMPT, FILL_NEW = 952, 64  # in every slot; new ones enough for all to be there together
 
 
 @dataclass(frozen=True)
@@ -88,32 +88,42 @@ def decode_prompts(model: str, batch: int, seed: int) -> list[list[int]]:
     return [prompt_ids(model, DECODE_CONTEXT, seed * 1000 + row) for row in range(batch)]
 
 
-def served_requests(model: str, *, poisson: bool, seed: int = 0) -> list[Request]:
+def served_requests(model: str, *, per_minute: int = 0, seed: int = 0) -> list[Request]:
     """Draw the served mix: prompts of 32 to 512 tokens, log-uniform, and 32 to 128 new ones.
 
-    Lengths and arrivals are the same whatever the seed, which only changes the tokens.
+    They arrive as a Poisson process of `per_minute` requests, or all at once with 0.  Lengths and
+    the pattern of arrivals are the same whatever the seed, which only changes the tokens.
     """
     draw = random.Random(SERVED_SEED)
     arrival, requests = 0.0, []
     for number in range(SERVED_REQUESTS):
         length = round(math.exp(draw.uniform(math.log(32), math.log(512))))
         max_tokens = draw.randint(32, 128)
-        arrival += draw.expovariate(1.0) / POISSON_RATE[model]
+        arrival += draw.expovariate(1.0) * (60 / per_minute if per_minute else 0.0)
         prompt = prompt_ids(model, length, 7000 + number + 100 * seed)
-        requests.append(Request(prompt, max_tokens, arrival if poisson else 0.0))
+        requests.append(Request(prompt, max_tokens, arrival))
     return requests
+
+
+def fill_requests(model: str, seed: int) -> list[Request]:
+    """Draw requests that together touch all the KV memory that is planned for."""
+    prompts = [prompt_ids(model, FILL_PROMPT, seed * 1000 + slot) for slot in range(SLOTS)]
+    return [Request(prompt, FILL_NEW, 0.0) for prompt in prompts]
 
 
 def kind_and_size(workload: str) -> tuple[str, int]:
     """Split a name: `decode-b16` is ("decode", 16), `prefill-512` ("prefill", 512).
 
+    `poisson-96` is ("poisson", 96), requests a minute; `first` and `fill` are what a fresh process
+    is asked.
+
     Raises:
       ValueError: there is no such workload.
     """
     kind, _, size = workload.partition("-")
-    if workload in ("served", "poisson", "first"):
+    if workload in ("served", "first", "fill"):
         return workload, 0
     digits = size.removeprefix("b") if kind == "decode" else size
-    if kind not in ("decode", "prefill") or not digits.isdigit():
+    if kind not in ("decode", "prefill", "poisson") or not digits.isdigit() or int(digits) == 0:
         raise ValueError(f"no workload is named {workload!r}")
     return kind, int(digits)

@@ -108,8 +108,7 @@ class Runner:
         self._programs, self.compile_report = prepare_programs(
             self.programs(), folder=folder, key=key, device=self._device, progress=progress
         )
-        if self.compile_report.compiled:
-            return_free_memory()
+        return_free_memory()
         self.reset_state()
         for bucket in self.shapes.buckets:
             vector, fields = layout(bucket, self.shapes.table_width).new()

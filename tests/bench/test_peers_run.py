@@ -51,7 +51,7 @@ MODEL = ("--models", "qwen3-0.6b", "--precisions", "bf16")
 def test_engines_alternate_and_their_figures_are_theirs(measured):
     record = measured(
         *MODEL, "--engines", "rtp_jax", "llama.cpp", "--rounds", "2", "--long-rounds", "1",
-        "--workloads", "decode-b1", "decode-b16", "prefill-512", "served", "start",
+        "--workloads", "decode-b1", "decode-b16", "prefill-512", "served", "start", "memory",
     )  # fmt: skip
 
     turns = record["turns"]
@@ -64,7 +64,8 @@ def test_engines_alternate_and_their_figures_are_theirs(measured):
     assert found["rtp_jax", "decode-b16"]["step_ms"] == pytest.approx(5)
     assert found["llama.cpp", "decode-b1"]["tok_s"] == pytest.approx(100)
     assert found["llama.cpp", "prefill-512"]["tok_s"] == pytest.approx(10_000)
-    assert found["rtp_jax", "start"]["peak_rss_gib"] > 0.005
+    assert found["rtp_jax", "memory"]["peak_rss_gib"] > 0.005
+    assert found["llama.cpp", "memory"]["peak_rss_gib"] == 0  # its worker is none of its memory
     assert found["rtp_jax", "start"]["first_token_s"] > found["rtp_jax", "start"]["load_s"] > 0
     assert record["versions"]["rtp_jax bf16"] == {"fake": "1.0"}
     assert record["failures"] == []
@@ -130,14 +131,16 @@ def test_every_round_begins_with_another_engine():
 
 
 def test_the_served_mix_is_always_the_same():
-    first = workloads.served_requests("qwen3-0.6b", poisson=False)
-    again = workloads.served_requests("qwen3-0.6b", poisson=True, seed=1)
+    first = workloads.served_requests("qwen3-0.6b")
+    again = workloads.served_requests("qwen3-0.6b", per_minute=24, seed=1)
     assert [r.max_tokens for r in first] == [r.max_tokens for r in again]
     assert all(a.prompt != b.prompt for a, b in zip(first, again, strict=True))
     assert {r.arrival_s for r in first} == {0.0}
     arrivals = [r.arrival_s for r in again]
     assert arrivals == sorted(arrivals)
     assert arrivals[0] > 0
+    busier = workloads.served_requests("qwen3-0.6b", per_minute=96)
+    assert [r.arrival_s * 4 for r in busier] == pytest.approx(arrivals)
     assert all(32 <= len(r.prompt) <= 512 for r in first)
     assert all(32 <= r.max_tokens <= 128 for r in first)
     assert (
@@ -145,9 +148,19 @@ def test_the_served_mix_is_always_the_same():
     )
 
 
+def test_full_slots_leave_no_page_of_kv_untouched():
+    filling = workloads.fill_requests("qwen3-0.6b", 0)
+    room = workloads.KV_TOKENS // workloads.SLOTS
+    lengths = [len(r.prompt) + r.max_tokens for r in filling]
+    assert len(lengths) == workloads.SLOTS
+    assert all(room - 16 < length <= room for length in lengths)  # a page of ours has 16 tokens
+    assert len({tuple(r.prompt) for r in filling}) == workloads.SLOTS
+
+
 def test_a_workload_that_does_not_exist_is_refused():
     assert workloads.kind_and_size("decode-b16") == ("decode", 16)
-    for wrong in ("decode-bx", "prefill", "nothing-3"):
+    assert workloads.kind_and_size("poisson-96") == ("poisson", 96)
+    for wrong in ("decode-bx", "prefill", "nothing-3", "poisson", "poisson-0"):
         with pytest.raises(ValueError, match="no workload"):
             workloads.kind_and_size(wrong)
 

@@ -16,9 +16,13 @@ from pathlib import Path
 
 from bench.peers import figures
 from bench.peers.worker import Spec, answer
-from bench.peers.workloads import KV_TOKENS, MAX_LEN, SLOTS, Request
+from bench.peers.workloads import KV_TOKENS, MAX_LEN, SERVED_REQUESTS, SLOTS, Request
 
 FILES = {"bf16": "bf16", "int8": "Q8_0", "int4": "Q4_0", "int4-pure": "Q4_0-pure"}
+# A connection keeps its thread for as long as tokens are streamed.  The server makes more threads
+# when none is idle, but counts as idle those that were woken and have not begun yet, and the
+# connection then waits for a whole answer of another one.
+HTTP_THREADS = SERVED_REQUESTS + 8
 SETTINGS = ["-b", "2048", "-ub", "512", "-ctk", "f16", "-ctv", "f16", "-fa", "on"]
 
 
@@ -40,7 +44,8 @@ class Server:
         self._port = free_port()
         words = [str(build), "-m", str(file), "-t", threads, "-tb", threads, *SETTINGS]
         words += ["-np", str(slots), "-c", str(slots * context), "--no-kv-unified"]
-        words += ["--host", "127.0.0.1", "--port", str(self._port), "--threads-http", "2"]
+        words += ["--host", "127.0.0.1", "--port", str(self._port)]
+        words += ["--threads-http", str(HTTP_THREADS)]
         words += ["--cache-ram", "0", "--no-warmup", "--log-disable"]
         self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         while not self._healthy():

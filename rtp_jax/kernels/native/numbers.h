@@ -5,6 +5,10 @@
 #include <cstring>
 #include <new>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace rtp {
 
 inline float from_bf16(uint16_t half) {
@@ -32,6 +36,18 @@ inline int32_t rounded(float x) {
 #else  // where the sum above could be fused with a product, which would then not be rounded itself
   return static_cast<int32_t>(__builtin_rintf(x));
 #endif
+}
+
+// Narrows a row to bfloat16.
+inline void narrow(const float* from, int64_t count, uint16_t* to) {
+  int64_t i = 0;
+#if defined(__AVX512BF16__)
+  for (; i + 16 <= count; i += 16) {
+    auto halves = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), halves);
+  }
+#endif
+  for (; i < count; ++i) to[i] = to_bf16(from[i]);
 }
 
 inline float absolute(float x) { return x < 0 ? -x : x; }

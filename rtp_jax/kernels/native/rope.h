@@ -18,8 +18,7 @@ struct Numbers {
       memcpy(data + at * 4, from, static_cast<size_t>(count) * 4);
       return;
     }
-    auto* to = reinterpret_cast<uint16_t*>(data) + at;
-    for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(from[i]);
+    narrow(from, count, reinterpret_cast<uint16_t*>(data) + at);
   }
   void clear(int64_t at, int64_t count) const {
     const int64_t bytes = bfloat16 ? 2 : 4;
@@ -29,22 +28,28 @@ struct Numbers {
   bool bfloat16;  // or its bits
 };
 
+// Makes numbers of bfloat16 of a row, in place.
+inline void round_row(float* x, int64_t count) {
+  uint16_t halves[kMaxHeadDim];
+  narrow(x, count, halves);
+  widen(halves, true, count, x);
+}
+
 inline float squares(const float* x, int64_t count) {
   float lanes[16] = {};
   int64_t i = 0;
   for (; i + 16 <= count; i += 16)
     for (int lane = 0; lane < 16; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
-  float sum = 0;
-  for (; i < count; ++i) sum += x[i] * x[i];
-  for (int lane = 0; lane < 16; ++lane) sum += lanes[lane];
-  return sum;
+  for (int width = 8; width; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  for (; i < count; ++i) lanes[0] += x[i] * x[i];
+  return lanes[0];
 }
 
 inline void normalise(float* x, int64_t count, const float* scale, float eps, bool round) {
   const float by = 1.0f / std::sqrt(squares(x, count) / static_cast<float>(count) + eps);
   for (int64_t i = 0; i < count; ++i) x[i] = x[i] * by * scale[i];
-  if (round)
-    for (int64_t i = 0; i < count; ++i) x[i] = from_bf16(to_bf16(x[i]));
+  if (round) round_row(x, count);
 }
 
 // Turns a head by the angles of its token: the pair of number i is (i, i + half).
@@ -85,8 +90,7 @@ inline void turn_token(const Call& c, int64_t token, int64_t page, int64_t place
     if (c.normed) normalise(x, c.dim, c.key_scale, c.eps, c.key.bfloat16);
     rotate(x, half, cos, sin);
     // A key is a number of the projection's dtype before it is stored in that of the pages.
-    if (c.key.bfloat16 && !c.pages.bfloat16)
-      for (int64_t i = 0; i < c.dim; ++i) x[i] = from_bf16(to_bf16(x[i]));
+    if (c.key.bfloat16 && !c.pages.bfloat16) round_row(x, c.dim);
     c.pages.write(row * c.dim, c.dim, x);
     c.value.read(at, c.dim, x);
     c.pages.write((row + c.kv_heads * c.page_size) * c.dim, c.dim, x);

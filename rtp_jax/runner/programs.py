@@ -128,7 +128,8 @@ def _prepare(
         if compiled := _load(path, program, device):
             return compiled, True
     jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
-    compiled = jitted.lower(*program.arguments).compile()
+    with jax.default_device(device):
+        compiled = jitted.lower(*program.arguments).compile()
     if path is not None:
         payload, _, _ = serialize_executable.serialize(compiled)
         kept_files.write(path, payload)

@@ -29,6 +29,7 @@ from rtp_jax.runner.device import DeviceFacts
 from rtp_jax.runner.encoders import encoders
 from rtp_jax.runner.programs import environment_key
 from rtp_jax.runner.runner import Runner, StepShapes
+from rtp_jax.weights.convert import Allocate, aligned
 from rtp_jax.weights.loader import LoadProgress, load
 
 modules = late("rtp_jax.models.skeleton")  # and flax, which takes a second to import
@@ -58,7 +59,13 @@ class RunnerPlan:
 
 
 def start_runner(
-    folder: Path, spec: ModelSpec, plan: RunnerPlan, facts: DeviceFacts, progress: Progress
+    folder: Path,
+    spec: ModelSpec,
+    plan: RunnerPlan,
+    facts: DeviceFacts,
+    progress: Progress,
+    *,
+    allocate: Allocate = aligned,
 ) -> Runner:
     """Load the weights, prepare every program of the lattice and run each once."""
     _load_native(plan, facts, progress)
@@ -72,6 +79,7 @@ def start_runner(
         bones.stored,
         encoders=encoders(bones),
         progress=_Reporter(progress),
+        allocate=allocate,
         place=lambda _, array: jax.device_put(array, facts.device),
     )
     shapes = StepShapes(

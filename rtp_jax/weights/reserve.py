@@ -24,7 +24,7 @@ import numpy as np
 from rtp_jax.weights.convert import aligned
 
 SMALLEST = 64 << 20  # bytes from which on it is worth the while
-STEP = 4 << 20  # bytes that are touched at a time: some milliseconds
+STEP = 32 << 20  # bytes that are touched at a time: some ten milliseconds
 SLACK = 4 << 20  # bytes for the boundaries on which memory and arrays begin
 HUGE_PAGE = 2 << 20
 MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_WRITE = 4, 14, 23  # of Linux

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors"},
+    {"errors", "late_imports"},
     {"sampling_params"},  # plain data too, but what a request is made of
     {"config", "request", "outputs", "metrics", "wire"},
     {"parallel", "quant"},
@@ -26,8 +26,8 @@ FLOORS = [
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Rooms that must work where jax is not even installed: they reach it through nobody.
-PLAIN = {"errors", "sampling_params", "config", "request", "outputs", "metrics", "wire"}
-PLAIN |= {"cache", "constraints", "text", "scheduler", "delivery", "router", "benchmark"}
+PLAIN = {"errors", "late_imports", "sampling_params", "config", "request", "outputs", "metrics"}
+PLAIN |= {"wire", "cache", "constraints", "text", "scheduler", "delivery", "router", "benchmark"}
 PLAIN |= {"runner.memory_plan"}
 # These two meet jax only through the runner that they build or are handed.
 HOST_ONLY = PLAIN | {"engine", "serving"}
@@ -46,13 +46,15 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
-    """List the line and full name of everything that a file imports, wherever in the file."""
+    """List the line and full name of everything that a file imports, at once or late."""
     for node in ast.walk(ast.parse(file.read_text(), str(file))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: imports are written in full"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "late":
+            yield node.lineno, ast.literal_eval(node.args[0])
 
 
 def own(name: str) -> str:
@@ -154,6 +156,7 @@ def house(tmp_path):
         ({"layers": "from rtp_jax.models import llama"}, "layers:1 imports models"),
         ({"scheduler": "import rtp_jax.runner.step"}, "scheduler:1 imports runner"),
         ({"request": "def f():\n    from rtp_jax.metrics import x"}, "request:2 imports metrics"),
+        ({"layers": "models = late('rtp_jax.models.llama')"}, "layers:1 imports models"),
         ({"attic": "import os"}, "attic: `attic` is on no floor"),
         ({"engine": "import rtp_jax.attic"}, "engine:1 imports `attic`, which is on no floor"),
     ],

@@ -107,8 +107,9 @@ def long_functions(source: Source) -> Iterator[str]:
 
 
 def late_imports(source: Source) -> Iterator[str]:
-    """Imports are at the top of the file, but for the libraries of extras and at the front door."""
-    if source.path == "rtp_jax/__init__.py":  # shows `Engine` without importing jax for clients
+    """Imports are at the top of the file, but for the libraries of extras and at two doors."""
+    # The front door shows `Engine` to clients that have no jax; the other one is read by name.
+    if source.path in {"rtp_jax/__init__.py", "rtp_jax/late_imports.py"}:
         return
     tree = source.tree
     top = {id(node) for node in tree.body}
@@ -252,6 +253,7 @@ FINE = [
     (long_functions, "rtp_jax/kernels/x/gpu.py", LONG_FUNCTION),
     (late_imports, "rtp_jax/x.py", "def f():\n    import jax_triton"),
     (late_imports, "rtp_jax/__init__.py", "def f():\n    import jax"),
+    (late_imports, "rtp_jax/late_imports.py", "importlib.import_module('numpy')"),
     (guessed_platforms, "rtp_jax/runner/device.py", "jax.default_backend()"),
     (environment_readers, "rtp_jax/config.py", "import os\nos.environ['A']"),
     (stray_jits, "rtp_jax/runner/step.py", "jax.jit(f)"),

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rtp_jax.config import EngineConfig, hub_cache, program_cache
 from rtp_jax.delivery.delivery import Delivery, Finished
@@ -16,7 +17,9 @@ from rtp_jax.engine.loop import EngineLoop, StepTimes, Stop
 from rtp_jax.engine.records import Records
 from rtp_jax.engine.requests import RequestBuilder
 from rtp_jax.engine.submission import Submission
+from rtp_jax.engine.weights_memory import ITEMSIZE, bytes_per_number
 from rtp_jax.errors import FailedPrecondition, Unavailable
+from rtp_jax.late_imports import late
 from rtp_jax.metrics import Metrics
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.spec import ModelSpec
@@ -30,15 +33,17 @@ from rtp_jax.runner.start import RunnerPlan, start_runner
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.scheduler.admission import Limits
 from rtp_jax.scheduler.scheduler import Scheduler
-from rtp_jax.text.chat import ChatTemplate, load_chat_templates
 from rtp_jax.text.tokenizer import Tokenizer, load_tokenizer
+from rtp_jax.weights.convert import aligned
 from rtp_jax.weights.files import read_json
 from rtp_jax.weights.fingerprint import fingerprint
 from rtp_jax.weights.locate import find_model
+from rtp_jax.weights.reserve import Reserve
+
+chats = late("rtp_jax.text.chat")  # and jinja2, which an engine without a tokenizer does not need
 
 Progress = Callable[[str], None]
 ENDED = Unavailable("RTPJ-4007 ENGINE_CLOSED: the engine was closed before the request ended.")
-ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +58,7 @@ class Parts:
     metrics: Metrics
     info: ModelInfo
     tokenizer: Tokenizer | None
-    templates: dict[str, ChatTemplate]
+    templates: dict[str, Any]  # of `ChatTemplate`, by name
     default_params: SamplingParams
 
     def close(self) -> None:
@@ -81,16 +86,21 @@ class Decided:
     kv_dtype: str
     memory: MemoryPlan
     tokenizer: Tokenizer | None
-    templates: dict[str, ChatTemplate]
+    templates: dict[str, Any]  # of `ChatTemplate`, by name
     default_params: SamplingParams
 
 
 def build(
-    model: str, config: EngineConfig, *, progress: Progress, metrics: Metrics | None
+    model: str,
+    config: EngineConfig,
+    *,
+    progress: Progress,
+    metrics: Metrics | None,
+    memory: Reserve,
 ) -> Parts:
-    """Build an engine that is ready to serve."""
+    """Build an engine that is ready to serve; `memory` is where its weights may go."""
     decided = decide(model, config)
-    runner = start(decided, config, progress=progress)
+    runner = start(decided, config, progress=progress, memory=memory)
     metrics = metrics or Metrics(model_name=decided.name)
     parts = _wire(config, decided, runner, metrics)
     parts.loop.start()
@@ -106,12 +116,17 @@ def build(
     return parts
 
 
-def start(decided: Decided, config: EngineConfig, *, progress: Progress) -> Runner:
+def start(
+    decided: Decided, config: EngineConfig, *, progress: Progress, memory: Reserve | None = None
+) -> Runner:
     """Show the memory plan, load the weights and compile."""
     for line in decided.memory.table().splitlines():
         progress(line)
     plan = _runner_plan(config, decided, progress)
-    return start_runner(decided.folder, decided.spec, plan, decided.facts, progress)
+    allocate = aligned if memory is None else memory.take
+    return start_runner(
+        decided.folder, decided.spec, plan, decided.facts, progress, allocate=allocate
+    )
 
 
 def decide(model: str, config: EngineConfig) -> Decided:
@@ -140,7 +155,7 @@ def decide(model: str, config: EngineConfig) -> Decided:
             free_device_bytes=facts.free_bytes,
         ),
         tokenizer=tokenizer,
-        templates=load_chat_templates(folder) if tokenizer is not None else {},
+        templates=chats.load_chat_templates(folder) if tokenizer is not None else {},
         default_params=default_params(folder),
     )
 
@@ -155,7 +170,7 @@ def model_memory(
     """Tell the memory plan about a model whose layers and head have these schemes."""
     itemsize = ITEMSIZE[dtype]
     return ModelMemory(
-        weight_bytes=spec.weight_bytes(itemsize, *map(_bytes_per_number, schemes)),
+        weight_bytes=spec.weight_bytes(itemsize, *map(bytes_per_number, schemes)),
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
@@ -167,13 +182,6 @@ def model_memory(
         itemsize=itemsize,
         kv_itemsize=ITEMSIZE[kv_dtype],
     )
-
-
-def _bytes_per_number(scheme: Scheme) -> float | None:
-    """Bytes of a stored number and its part of a scale; None: as the model computes."""
-    if not scheme.is_quantized:
-        return None
-    return scheme.bits / 8 + (4 / scheme.group if scheme.group else 0)
 
 
 def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> RunnerPlan:

@@ -14,8 +14,8 @@ from typing import Any
 
 from rtp_jax.config import EngineConfig
 from rtp_jax.delivery.collector import Collector
-from rtp_jax.engine.build import build
 from rtp_jax.engine.bulk import run_all
+from rtp_jax.engine.collection import collection_paused
 from rtp_jax.engine.info import Loads, ModelInfo
 from rtp_jax.engine.loop import ResetPrefixCache
 from rtp_jax.engine.readers import LoopHub, Mailbox, QueueReader, Stream
@@ -28,13 +28,17 @@ from rtp_jax.engine.requests import (
 )
 from rtp_jax.engine.scoring import Scoring, score_requests
 from rtp_jax.engine.submission import Submission
+from rtp_jax.engine.weights_memory import weights_memory
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
+from rtp_jax.late_imports import late
 from rtp_jax.metrics import Metrics
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.request import Request
 from rtp_jax.sampling_params import OutputKind, SamplingParams
-from rtp_jax.text.chat import check_template_kwargs, choose_template, render_chat
 from rtp_jax.text.tokenizer import Tokenizer
+
+chats = late("rtp_jax.text.chat")
+building = late("rtp_jax.engine.build")  # and jax: memory for weights is made ready meanwhile
 
 
 class Engine:
@@ -57,7 +61,10 @@ class Engine:
           options: fields of `EngineConfig`'s sections, by name: dtype, max_model_len, ...
         """
         config = EngineConfig.from_options(**options)
-        parts = build(model, config, progress=progress or _silent, metrics=metrics)
+        with collection_paused(), weights_memory(model, config) as memory:
+            parts = building.build(
+                model, config, progress=progress or _silent, metrics=metrics, memory=memory
+            )
         self._submission: Submission = parts.submission
         self.info: ModelInfo = parts.info
         self.metrics: Metrics = parts.metrics
@@ -255,9 +262,9 @@ class Engine:
                 " skip_tokenizer_init=True. Use generate with prompt_token_ids.",
                 field="messages",
             )
-        check_template_kwargs(chat_template_kwargs or {})
-        text = render_chat(
-            choose_template(self._parts.templates),
+        chats.check_template_kwargs(chat_template_kwargs or {})
+        text = chats.render_chat(
+            chats.choose_template(self._parts.templates),
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,

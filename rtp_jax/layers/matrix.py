@@ -5,8 +5,6 @@ scheme, or bytes packed for a kernel.  A matrix declares both: the loader reads 
 encoder (`runner/encoders.py`) turns it into the parameters that are held.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,23 +13,13 @@ from rtp_jax.errors import InvalidArgument
 from rtp_jax.kernels.native import packing
 from rtp_jax.kernels.quantized_matmul import native_cpu
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
+from rtp_jax.layers.encoding import Encoding
 from rtp_jax.layers.parameter import parameter
 from rtp_jax.layers.target import Target
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray
 from rtp_jax.quant.schemes import Scheme, num_groups, values_dtype, values_shape
 
-VALUES, SCALES = ".values", ".scales"  # how the paths of held parameters end
 GROUPS = (128, 64, 32)  # numbers that may share a scale, best first
-
-
-class Encoding(NamedTuple):
-    """How the numbers of one matrix are kept."""
-
-    scheme: Scheme
-    layout: str
-    outer: int
-    inner: int
-    dtype: np.dtype  # of the numbers as they are stored
 
 
 class Matrix(nnx.Module):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 
 from rtp_jax.quant.schemes import PLAIN, Scheme
 
@@ -11,7 +11,7 @@ class Target(NamedTuple):
     """The choices that layers are built with; the same for all layers of a model."""
 
     platform: str  # "cpu" or "cuda": what programs are compiled for
-    dtype: jnp.dtype  # of activations, and of weights that are not quantized
+    dtype: np.dtype  # of activations, and of weights that are not quantized
     attention: str = "auto"  # implementation of paged attention
     matmul: str = "auto"  # implementation of products with weights
     scheme: Scheme = PLAIN  # of the matrices in layers

@@ -3,7 +3,7 @@
 Source: Touvron et al. 2023 (arXiv:2307.09288), section 2.2; Llama 3 changes only the rope.
 """
 
-from rtp_jax.models.dense import read_dense
+from rtp_jax.models.dense_fields import read_dense
 from rtp_jax.models.fields import Fields
 from rtp_jax.models.spec import ModelSpec
 

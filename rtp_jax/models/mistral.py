@@ -3,7 +3,7 @@
 Source: Jiang et al. 2023 (arXiv:2310.06825), section 2.
 """
 
-from rtp_jax.models.dense import read_dense
+from rtp_jax.models.dense_fields import read_dense
 from rtp_jax.models.fields import Fields
 from rtp_jax.models.spec import ModelSpec
 

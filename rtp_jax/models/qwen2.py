@@ -3,7 +3,7 @@
 Source: Yang et al. 2024 (arXiv:2407.10671), section 2.2.
 """
 
-from rtp_jax.models.dense import read_dense, read_windows
+from rtp_jax.models.dense_fields import read_dense, read_windows
 from rtp_jax.models.fields import Fields
 from rtp_jax.models.spec import ModelSpec
 

@@ -3,7 +3,7 @@
 Source: Yang et al. 2025 (arXiv:2505.09388), section 2.
 """
 
-from rtp_jax.models.dense import read_dense, read_windows
+from rtp_jax.models.dense_fields import read_dense, read_windows
 from rtp_jax.models.fields import Fields
 from rtp_jax.models.spec import ModelSpec
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flax import nnx
-
 from rtp_jax.errors import CheckpointError
-from rtp_jax.layers.attention import Target
+from rtp_jax.late_imports import late
+from rtp_jax.layers.target import Target
 from rtp_jax.models import (
     llama,
     llama_weights,
@@ -17,10 +16,17 @@ from rtp_jax.models import (
     qwen3,
     qwen3_weights,
 )
-from rtp_jax.models.dense import architecture_of, build_dense
+from rtp_jax.models.dense_fields import architecture_of
 from rtp_jax.models.fields import Fields
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.weights.table import WeightTable
+
+dense = late("rtp_jax.models.dense")
+
+
+def build_dense(spec: ModelSpec, target: Target) -> Any:
+    """Build the modules of a dense decoder."""
+    return dense.build_dense(spec, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Architecture:
     """What it takes to run the checkpoints of one kind."""
 
     parse: Callable[[Fields], ModelSpec]
-    build: Callable[[ModelSpec, Target], nnx.Module]  # call it under `nnx.eval_shape`
+    build: Callable[[ModelSpec, Target], Any]  # an nnx.Module; call it under `nnx.eval_shape`
     weight_table: Callable[[ModelSpec], WeightTable]
 
 

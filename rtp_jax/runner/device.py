@@ -1,12 +1,12 @@
 """Which device runs the model, and which numbers suit it: what `None` and `auto` become."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from rtp_jax.errors import FailedPrecondition
+from rtp_jax.runner.processor import cpu_has_bfloat16
 
 Device = Any  # a jax.Device, which type checkers do not accept as a type
 PLATFORM_OF = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}  # jax says gpu, programs say cuda
@@ -51,14 +51,6 @@ def find_device(platform: str | None) -> DeviceFacts:
         )
     platform = PLATFORM_OF[device.platform]
     return DeviceFacts(device, platform, _free_bytes(device, platform))
-
-
-def cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU multiplies bfloat16 (AVX512-BF16)."""
-    try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
 
 
 def _free_bytes(device: Device, platform: str) -> int | None:

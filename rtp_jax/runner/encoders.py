@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from rtp_jax.kernels.native import packing
-from rtp_jax.layers.matrix import SCALES, VALUES, Encoding
-from rtp_jax.models.skeleton import Skeleton
+from rtp_jax.layers.encoding import SCALES, VALUES, Encoding
+from rtp_jax.models.structure import Skeleton
 from rtp_jax.quant.quantized_array import NATIVE
 from rtp_jax.quant.schemes import quantize
 from rtp_jax.weights.encoder import Encoder

@@ -1,8 +1,8 @@
 """Compiled programs that survive the process: compile in parallel once, load ever after.
 
-A program file is `sha256 of the rest | serialized executable`.  Executables are code, so their
-folder is 0700 and ours, and a file whose digest does not match is compiled again.  The name of a
-file is a hash of everything that shapes the program: sources, versions, machine, model, bucket.
+Executables are code, so their folder is 0700 and ours, and one that is damaged (`kept_files.py`) is
+compiled again.  The name of a file is a hash of everything that shapes the program: sources,
+versions, machine, model, bucket.
 """
 
 import concurrent.futures
@@ -24,10 +24,10 @@ from jax.experimental import serialize_executable
 
 from rtp_jax.config import compiler_flags
 from rtp_jax.errors import FailedPrecondition
+from rtp_jax.runner import kept_files
 from rtp_jax.runner.device import Device
 
 logger = logging.getLogger(__name__)
-DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,11 @@ def _prepare(
         if compiled := _load(path, program, device):
             return compiled, True
     jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
-    compiled = jitted.lower(*program.arguments).compile()
+    with jax.default_device(device):
+        compiled = jitted.lower(*program.arguments).compile()
     if path is not None:
-        _save(path, compiled)
+        payload, _, _ = serialize_executable.serialize(compiled)
+        kept_files.write(path, payload)
     return compiled, False
 
 
@@ -139,16 +141,8 @@ def _shape(leaf: Any) -> str:
 
 
 def _load(path: Path, program: Program, device: Device) -> jax.stages.Compiled | None:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logger.warning("cannot read compiled program %s: %s", path.name, error)
-        return None
-    payload = content[DIGEST_BYTES:]
-    if hashlib.sha256(payload).digest() != content[:DIGEST_BYTES]:
-        logger.warning("compiled program %s is damaged; compiling it again", path.name)
+    payload = kept_files.read(path)
+    if payload is None:
         return None
     try:
         return serialize_executable.deserialize_and_load(
@@ -161,14 +155,3 @@ def _load(path: Path, program: Program, device: Device) -> jax.stages.Compiled |
     except (RuntimeError, ValueError, TypeError, EOFError) as error:
         logger.warning("compiled program %s does not load (%s); compiling it", path.name, error)
         return None
-
-
-def _save(path: Path, compiled: jax.stages.Compiled) -> None:
-    payload, _, _ = serialize_executable.serialize(compiled)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(hashlib.sha256(payload).digest() + payload)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        logger.warning("compiled program %s is not kept: %s", path.name, error)

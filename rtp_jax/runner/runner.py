@@ -22,7 +22,7 @@ from rtp_jax.runner.packing import layout
 from rtp_jax.runner.programs import CompileReport, Program, prepare_programs
 from rtp_jax.runner.sampler import Sampled
 from rtp_jax.runner.step import State, WideArguments, set_history, step_function
-from rtp_jax.runner.zeroed import zeroed
+from rtp_jax.runner.zeroed import maker, zero
 from rtp_jax.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKEN_IDS
 
 
@@ -124,11 +124,9 @@ class Runner:
     def reset_state(self) -> None:
         """Allocate zeroed pages and history; whatever they held is gone."""
         self._state = None  # free the old arrays first
-        pages = tuple(
-            zeroed(shape, self.shapes.page_dtype, self._device) for shape in self.shapes.page_shapes
-        )
-        history = jnp.zeros(self.shapes.history_shape, jnp.int32, device=self._device)
-        self._state = State(pages, history)
+        state = self._programs["state"]()
+        zero(state, self._device)
+        self._state = state
 
     def watch_compiles(self) -> CompileWatch:
         """Count what the calling thread compiles from now on."""
@@ -172,9 +170,10 @@ class Runner:
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         row = jax.ShapeDtypeStruct((self.shapes.history_shape[1],), jnp.int32)
         state = State._make((pages, history))
+        make = Program("state", maker(state, self._device.platform), (), state)
         steps = [self._step(bucket, state) for bucket in self.shapes.buckets]
         write = Program("history", set_history, (history, scalar, row), history, donated=(0,))
-        return [*reversed(steps), write]
+        return [*reversed(steps), write, make]
 
     def _step(self, bucket: Bucket, state: State) -> Program:
         fields = layout(bucket, self.shapes.table_width)

@@ -17,17 +17,22 @@ from rtp_jax.errors import FailedPrecondition
 from rtp_jax.kernels.native import library
 from rtp_jax.kernels.native.build import source_hash
 from rtp_jax.kernels.pages import storage_dtype
+from rtp_jax.late_imports import late
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
-from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.models.structure import Skeleton, describe, described_skeleton
 from rtp_jax.quant.schemes import Scheme
+from rtp_jax.runner import kept_files
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.device import DeviceFacts
 from rtp_jax.runner.encoders import encoders
 from rtp_jax.runner.programs import environment_key
 from rtp_jax.runner.runner import Runner, StepShapes
+from rtp_jax.weights.convert import Allocate, aligned
 from rtp_jax.weights.loader import LoadProgress, load
+
+modules = late("rtp_jax.models.skeleton")  # and flax, which takes a second to import
 
 Progress = Callable[[str], None]
 REPORT_EVERY = 0.1  # of the bytes
@@ -54,12 +59,19 @@ class RunnerPlan:
 
 
 def start_runner(
-    folder: Path, spec: ModelSpec, plan: RunnerPlan, facts: DeviceFacts, progress: Progress
+    folder: Path,
+    spec: ModelSpec,
+    plan: RunnerPlan,
+    facts: DeviceFacts,
+    progress: Progress,
+    *,
+    allocate: Allocate = aligned,
 ) -> Runner:
     """Load the weights, prepare every program of the lattice and run each once."""
     _load_native(plan, facts, progress)
     target = _target(plan, facts)
-    bones = skeleton(spec, target)
+    key = _hash(f"{environment_key(facts.device)} {spec} {target} {source_hash()}")
+    bones = _skeleton(spec, target, plan.compile_cache, key)
     table = architecture(spec.architecture).weight_table(spec)
     loaded = load(
         folder,
@@ -67,6 +79,7 @@ def start_runner(
         bones.stored,
         encoders=encoders(bones),
         progress=_Reporter(progress),
+        allocate=allocate,
         place=lambda _, array: jax.device_put(array, facts.device),
     )
     shapes = StepShapes(
@@ -82,10 +95,25 @@ def start_runner(
     runner = Runner(
         weights=bones.leaves(loaded), build=bones.assemble, shapes=shapes, device=facts.device
     )
-    described = f"{environment_key(facts.device)} {spec} {target} {source_hash()} {shapes}"
-    key = hashlib.sha256(described.encode()).hexdigest()
-    runner.compile(folder=plan.compile_cache, key=key, progress=progress)
+    runner.compile(folder=plan.compile_cache, key=_hash(f"{key} {shapes}"), progress=progress)
     return runner
+
+
+def _skeleton(spec: ModelSpec, target: Target, folder: Path | None, key: str) -> Skeleton:
+    """Read the skeleton that an earlier start kept beside its programs, or build and keep it."""
+    if folder is None:
+        return modules.skeleton(spec, target)
+    path = folder / f"skeleton-{key[:32]}"
+    if description := kept_files.read(path):
+        return described_skeleton(description.decode(), spec, target)
+    built = modules.skeleton(spec, target)
+    if description := describe(built):
+        kept_files.write(path, description.encode())
+    return built
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from rtp_jax.errors import CheckpointError, InvalidArgument
+from rtp_jax.late_imports import late
 from rtp_jax.text.json_backend import JsonBackend
-from rtp_jax.text.sentencepiece_backend import SentencePieceBackend
 from rtp_jax.text.special_tokens import SpecialTokens, read_special_tokens
+
+sentencepiece = late("rtp_jax.text.sentencepiece_backend")  # and protobuf: few models need it
 
 
 class Backend(Protocol):
@@ -47,7 +49,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     if (path := folder / "tokenizer.json").exists():
         return Tokenizer(JsonBackend(path, tokens), tokens)
     if (path := folder / "tokenizer.model").exists():
-        return Tokenizer(SentencePieceBackend(path, tokens), tokens)
+        return Tokenizer(sentencepiece.SentencePieceBackend(path, tokens), tokens)
     raise CheckpointError(
         f"RTPJ-3301 TOKENIZER_MISSING: {folder} has neither tokenizer.json nor tokenizer.model. "
         "Copy one of them, with tokenizer_config.json, from where the model was published."

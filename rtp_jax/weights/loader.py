@@ -22,7 +22,7 @@ import numpy as np
 
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
-from rtp_jax.weights.convert import aligned, overflowed, write
+from rtp_jax.weights.convert import Allocate, aligned, overflowed, write
 from rtp_jax.weights.encoder import Encoder
 from rtp_jax.weights.plan import Parameters, Placement, Plan, plan
 from rtp_jax.weights.reader import BLOCK, ByteStream, read_blocks
@@ -51,6 +51,7 @@ def load(
     encoders: Mapping[str, Encoder] | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
     place: Place | None = None,
+    allocate: Allocate = aligned,
     block_bytes: int = BLOCK,
 ) -> dict[str, jax.Array]:
     """Load a checkpoint.
@@ -63,6 +64,7 @@ def load(
       progress: called after each block, and at the end.
       place: turns a complete host array, which is then its own, into a device array.  By default it
         goes to the default device.
+      allocate: gives the host arrays of parameters.
       block_bytes: how much is read at once; two blocks are in memory.
 
     Returns:
@@ -76,6 +78,7 @@ def load(
         encoders=encoders or {},
         report=progress or (lambda _: None),
         place=place or (lambda _, array: jax.device_put(array)),
+        allocate=allocate,
         block_bytes=block_bytes,
     )
     with ThreadPoolExecutor(1, "read-weights") as reader:
@@ -96,10 +99,11 @@ class Loading:
         encoders: Mapping[str, Encoder],
         report: Callable[[LoadProgress], None],
         place: Place,
+        allocate: Allocate,
         block_bytes: int,
     ):
         self.plan, self.parameters, self.report, self.place = plan, parameters, report, place
-        self.encoders = encoders
+        self.encoders, self.allocate = encoders, allocate
         self.loaded: dict[str, jax.Array] = {}
         self.rows_left = dict(plan.num_rows)
         self.incomplete: dict[str, np.ndarray] = {}  # held parameters that have rows to come
@@ -161,7 +165,7 @@ class Loading:
 
     def _held(self, path: str, described: jax.ShapeDtypeStruct) -> np.ndarray:
         if path not in self.incomplete:
-            self.incomplete[path] = aligned(described.shape, np.dtype(described.dtype))
+            self.incomplete[path] = self.allocate(described.shape, np.dtype(described.dtype))
         return self.incomplete[path]
 
     def _row_is_full(self, placement: Placement) -> None:

@@ -8,9 +8,8 @@ import pytest
 
 from rtp_jax.config import native_cache
 from rtp_jax.kernels.native import library
-from rtp_jax.runner import zeroed as module
 from rtp_jax.runner.host_memory import HUGE_PAGE, zero_untouched
-from rtp_jax.runner.zeroed import LARGE, zeroed
+from rtp_jax.runner.zeroed import LARGE, maker, zero
 
 SHAPE = (3, LARGE // 4 + 7)  # no multiple of a page
 DTYPE = np.dtype(np.uint16)
@@ -24,6 +23,14 @@ def native():
         pytest.skip(reason)
 
 
+def zeroed(shape: tuple[int, ...]) -> jax.Array:
+    """Make an array as the runner does."""
+    described = jax.ShapeDtypeStruct(shape, DTYPE)
+    array = jax.jit(maker(described, "cpu"))()
+    zero(array, CPU)
+    return array
+
+
 @pytest.fixture
 def memory():
     """Bytes that are all set, and no multiple of a page."""
@@ -33,7 +40,7 @@ def memory():
 
 def test_a_large_array_is_zero_also_where_memory_was_used_before():
     for _ in range(3):
-        array = zeroed(SHAPE, DTYPE, CPU)
+        array = zeroed(SHAPE)
         assert array.shape == SHAPE
         assert array.dtype == DTYPE
         assert not np.asarray(array).any()
@@ -43,7 +50,7 @@ def test_a_large_array_is_zero_also_where_memory_was_used_before():
 
 def test_it_can_be_donated():
     set_one = jax.jit(lambda x: x.at[1, 5].set(7), donate_argnums=0)
-    array = zeroed(SHAPE, DTYPE, CPU)
+    array = zeroed(SHAPE)
     address = array.unsafe_buffer_pointer()
     array = jax.block_until_ready(set_one(array))
     assert array.unsafe_buffer_pointer() == address
@@ -56,9 +63,9 @@ def test_it_takes_no_memory_until_it_is_touched():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
 
-    zeroed(SHAPE, DTYPE, CPU)  # what is made once
+    zeroed(SHAPE)  # what is made once
     before = resident()
-    array = zeroed(SHAPE, DTYPE, CPU)
+    array = zeroed(SHAPE)
     assert resident() - before < array.nbytes // 4
     assert not np.asarray(array).any()
 
@@ -83,6 +90,20 @@ def test_a_system_that_does_not_zero_is_not_relied_on(memory, monkeypatch):
     assert not memory.any()
 
 
-def test_a_small_array_is_made_as_ever(monkeypatch):
-    monkeypatch.setattr(module, "_unwritten", None)
-    assert not np.asarray(zeroed((4, 5), DTYPE, CPU)).any()
+def test_a_small_array_is_written_by_its_program():
+    described = jax.ShapeDtypeStruct((4, 5), DTYPE)
+    assert not np.asarray(jax.jit(maker(described, "cpu"))()).any()
+
+
+def test_a_large_array_of_another_platform_is_written_by_its_program():
+    described = jax.ShapeDtypeStruct(SHAPE, DTYPE)
+    assert "rtp_unwritten" in jax.jit(maker(described, "cpu")).lower().as_text()
+    assert "rtp_unwritten" not in jax.jit(maker(described, "cuda")).lower().as_text()
+
+
+def test_a_tree_of_arrays_is_zeroed_whatever_their_sizes():
+    described = (jax.ShapeDtypeStruct(SHAPE, DTYPE), {"small": jax.ShapeDtypeStruct((3,), DTYPE)})
+    arrays = jax.jit(maker(described, "cpu"))()
+    zero(arrays, CPU)
+    assert [array.shape for array in jax.tree.leaves(arrays)] == [SHAPE, (3,)]
+    assert not any(np.asarray(array).any() for array in jax.tree.leaves(arrays))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from rtp_jax.kernels.compat import HAS_MOSAIC_GPU, lazy
+from rtp_jax.kernels.compat import HAS_MOSAIC_GPU
 from rtp_jax.kernels.paged_attention.mosaic_gpu_tiles import (
     ROWS,
     WIDE,
@@ -30,8 +30,9 @@ from rtp_jax.kernels.paged_attention.mosaic_gpu_tiles import (
 )
 from rtp_jax.kernels.paged_attention.shape import SCALES, AttentionShape
 from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs, from_bits
+from rtp_jax.late_imports import late
 
-kernel = lazy("rtp_jax.kernels.paged_attention.mosaic_gpu_walk")
+kernel = late("rtp_jax.kernels.paged_attention.mosaic_gpu_walk")
 
 PLATFORMS = ("cuda",)
 STORED = ("bfloat16", "uint16", "int8", "uint8")

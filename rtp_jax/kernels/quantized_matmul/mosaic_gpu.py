@@ -15,10 +15,11 @@ from rtp_jax.kernels.quantized_matmul.mosaic_plan import GROUP, Plan, Tiling
 from rtp_jax.kernels.quantized_matmul.rounding import round_rows
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.kernels.tuned import key_of, tuned
+from rtp_jax.late_imports import late
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
 from rtp_jax.quant.schemes import Scheme
 
-stream = compat.lazy("rtp_jax.kernels.quantized_matmul.mosaic_stream")
+stream = late("rtp_jax.kernels.quantized_matmul.mosaic_stream")
 
 PLATFORMS = ("cuda",)
 

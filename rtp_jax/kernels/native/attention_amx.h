@@ -42,6 +42,7 @@ struct alignas(64) AmxGroup {
 };
 
 constexpr int64_t kTurn = 4;    // blocks
+constexpr int64_t kAskedOnTheWay = 8;  // lines, for each product of tiles
 constexpr float kSlack = 8.0f;  // powers of two
 
 // A packed block of keys and values.
@@ -51,12 +52,33 @@ struct AmxBlock {
   alignas(64) uint16_t value[kMaxHeadDim * kBlock];  // [dim / 16][pair of keys][16][2]
 };
 
+// Asks for the rows of a later block, a few lines at a time: pages are too short for the processor to
+// guess them, and who asks for many lines at once waits until memory has taken them.
+struct AmxAhead {
+  const char* const* row;  // of the keys, and then of the values
+  const char* const* end;
+  int64_t bytes, at;
+
+  void take(int64_t lines) {
+    for (; lines && row < end; --lines) {
+      _mm_prefetch(*row + at, _MM_HINT_T1);
+      at += 64;
+      if (at >= bytes) at = 0, ++row;
+    }
+  }
+};
+
+inline AmxAhead ahead_of(const Attention& call, const Rows& rows) {
+  return {rows.key, rows.value + kBlock, call.head_dim * bytes_of(call.stored), 0};
+}
+
 using AmxScores = float[2][kBlock * kAmxRows];  // of two groups: [key][row]
 
 struct alignas(4096) AmxScratch {
   AmxScores scores[2];                     // of this block and of the next
   uint32_t weight[kTurn][2][2 * 16 * 16];  // of two groups: [half of the block][row][pair of keys]
-  Rows next;                               // the keys that are packed one turn later
+  Rows next;                               // the keys of one turn later
+  AmxAhead ahead;                          // what is left to ask of them
   AmxBlock blocks[kTurn];
 };
 
@@ -118,33 +140,26 @@ inline __m512i load_chunk(const char* row, int64_t chunk, __mmask32 mask) {
   return _mm512_or_si512(size, sign);
 }
 
-// Asks for two rows of a block: pages are too short for the processor to guess them.
-inline void ask(const char* one, const char* other, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) {
-    _mm_prefetch(one + at, _MM_HINT_T1);
-    _mm_prefetch(other + at, _MM_HINT_T1);
-  }
-}
-
-// Copies a block of keys, and lays two values side by side, as the tile registers want them.
-// Meanwhile it asks for the block of the next turn.
-template <Stored kStored>
-inline void pack_block(const Attention& call, const Rows& next, AmxBlock& s) {
-  const int64_t chunks = chunks_of(call), bytes = call.head_dim * bytes_of(kStored);
+// Copies a block of keys, unless they are read where they lie, and lays two values side by side, as
+// the tile registers want them.
+template <Stored kStored, bool kKeys>
+inline void pack_block(const Attention& call, AmxBlock& s, AmxAhead& ahead, int64_t lines) {
+  const int64_t chunks = chunks_of(call);
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                        39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const int64_t left = call.head_dim - (chunks - 1) * kAmxDepth;
   const __mmask32 last = left >= 32 ? ~0u : (1u << left) - 1;
   for (int64_t k = 0; k < kBlock; k += 2) {
-    ask(next.key[k], next.key[k + 1], bytes);
-    ask(next.value[k], next.value[k + 1], bytes);
+    ahead.take(lines);
     char* key = reinterpret_cast<char*>(s.key) + k * 64;
     char* value = reinterpret_cast<char*>(s.value) + k * 32;
     for (int64_t c = 0; c < chunks; ++c, key += kBlock * 64, value += kBlock * 64) {
       const __mmask32 mask = c + 1 < chunks ? ~0u : last;
-      _mm512_store_si512(key, load_chunk<kStored>(s.rows.key[k], c, mask));
-      _mm512_store_si512(key + 64, load_chunk<kStored>(s.rows.key[k + 1], c, mask));
+      if constexpr (kKeys) {
+        _mm512_store_si512(key, load_chunk<kStored>(s.rows.key[k], c, mask));
+        _mm512_store_si512(key + 64, load_chunk<kStored>(s.rows.key[k + 1], c, mask));
+      }
       __m512i a = load_chunk<kStored>(s.rows.value[k], c, mask);
       __m512i b = load_chunk<kStored>(s.rows.value[k + 1], c, mask);
       _mm512_store_si512(value, _mm512_permutex2var_epi16(a, low, b));
@@ -156,24 +171,58 @@ inline void pack_block(const Attention& call, const Rows& next, AmxBlock& s) {
 // What was stored by now is in memory: compilers do not know that loading a tile reads it.
 inline void settle() { __asm__ volatile("" ::: "memory"); }
 
-inline void score_one(const uint16_t* query, const AmxBlock& block,
-                      AmxScores& score, int64_t chunks) {
+// Where the four tiles of a block of keys lie: bytes from row to row, and from chunk to chunk.
+struct AmxKeys {
+  const char* tile[4];
+  int64_t row[4], chunk;
+};
+
+inline AmxKeys packed_keys(const AmxBlock& block) {
+  const char* key = reinterpret_cast<const char*>(block.key);
+  return {{key, key + 1024, key + 2048, key + 3072}, {64, 64, 64, 64}, kBlock * 64};
+}
+
+// Whether keys can be read where they lie: a tile of them then has no gap.
+inline bool reads_pages(const Attention& call) {
+  return call.stored == Stored::kBfloat16 && call.page_size % kAmxRows == 0 &&
+         call.head_dim % kAmxDepth == 0;
+}
+
+// Keys that nobody sees are read as well, if they share a tile with others: their scores are hidden.
+inline AmxKeys keys_in_pages(const Attention& call, const Rows& rows) {
+  AmxKeys keys{{}, {}, kAmxDepth * 2};
+  for (int64_t t = 0; t < 4; ++t) {
+    const int64_t bytes = call.head_dim * 2;
+    int64_t k = t * kAmxRows, end = k + kAmxRows;
+    while (k < end && rows.key[k] == kZeros) ++k;
+    keys.tile[t] = k == end ? kZeros : rows.key[k] - k % kAmxRows * bytes;
+    keys.row[t] = k == end ? 0 : bytes;
+  }
+  return keys;
+}
+
+inline void score_one(const uint16_t* query, const AmxKeys& keys, AmxScores& score,
+                      int64_t chunks, AmxAhead& ahead) {
   settle();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t c = 0; c < chunks; ++c) {
-    const uint16_t* key = block.key + c * kBlock * kAmxDepth;
+    const int64_t at = c * keys.chunk;
     _tile_loadd(4, query + c * 512, 64);
-    _tile_loadd(5, key, 64);
+    _tile_loadd(5, keys.tile[0] + at, keys.row[0]);
     _tile_dpbf16ps(0, 5, 4);
-    _tile_loadd(6, key + 512, 64);
+    ahead.take(kAskedOnTheWay);
+    _tile_loadd(6, keys.tile[1] + at, keys.row[1]);
     _tile_dpbf16ps(1, 6, 4);
-    _tile_loadd(7, key + 1024, 64);
+    ahead.take(kAskedOnTheWay);
+    _tile_loadd(7, keys.tile[2] + at, keys.row[2]);
     _tile_dpbf16ps(2, 7, 4);
-    _tile_loadd(5, key + 1536, 64);
+    ahead.take(kAskedOnTheWay);
+    _tile_loadd(5, keys.tile[3] + at, keys.row[3]);
     _tile_dpbf16ps(3, 5, 4);
+    ahead.take(kAskedOnTheWay);
   }
   _tile_stored(0, score[0], 64);
   _tile_stored(1, score[0] + 256, 64);
@@ -272,10 +321,10 @@ inline void shrink(AmxGroup& group, uint32_t rows, const float* decay, int64_t t
   }
 }
 
-// Turns a block of scores into weights.
-template <bool kHidden, bool kScaled>
+// Turns a block of scores into weights, and asks for what comes later on the way.
+template <bool kHidden, bool kScaled, bool kAsks>
 inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, const float* score,
-                  uint32_t* weight) {
+                  uint32_t* weight, AmxAhead& ahead) {
   const __m512 factor = _mm512_set1_ps(call.scale * kLog2E);
   const __m512 masked = _mm512_set1_ps(kMasked), high = _mm512_load_ps(group.high);
   const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
@@ -299,6 +348,7 @@ inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, cons
         q = _mm512_mul_ps(q, _mm512_set1_ps(rows.value_scale[k + 1]));
       }
       packed[i] = _mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(q, p));
+      if constexpr (kAsks) ahead.take(kAskedOnTheWay / 2);
     }
     turn(packed);
     for (int i = 0; i < 16; ++i) _mm512_store_si512(weight + half * 256 + i * 16, packed[i]);
@@ -308,7 +358,7 @@ inline void weigh(const Attention& call, AmxGroup& group, const Rows& rows, cons
 }
 
 // Mixes the values of the blocks [from, to) of a turn.
-inline void mix_one(AmxGroup& group, const AmxScratch& s, int64_t from, int64_t to, int64_t tiles) {
+inline void mix_one(AmxGroup& group, AmxScratch& s, int64_t from, int64_t to, int64_t tiles) {
   settle();
   for (int64_t t = 0; t < tiles; t += 2) {
     float* mixed = group.mixed + t * 256;
@@ -320,13 +370,17 @@ inline void mix_one(AmxGroup& group, const AmxScratch& s, int64_t from, int64_t 
       _tile_loadd(4, weight, 64);
       _tile_loadd(6, value, 64);
       _tile_dpbf16ps(0, 4, 6);
+      s.ahead.take(kAskedOnTheWay);
       _tile_loadd(7, value + 1024, 64);
       _tile_dpbf16ps(1, 4, 7);
+      s.ahead.take(kAskedOnTheWay);
       _tile_loadd(5, weight + 256, 64);
       _tile_loadd(6, value + 512, 64);
       _tile_dpbf16ps(0, 5, 6);
+      s.ahead.take(kAskedOnTheWay);
       _tile_loadd(7, value + 1536, 64);
       _tile_dpbf16ps(1, 5, 7);
+      s.ahead.take(kAskedOnTheWay);
     }
     _tile_stored(0, mixed, 64);
     _tile_stored(1, mixed + 256, 64);
@@ -417,11 +471,11 @@ inline void mix(const Attention& call, const AmxTurn& turn, int64_t from, int64_
 }
 
 inline void score(const Attention& call, const AmxTurn& turn, int64_t b,
-                  AmxScores& to, const AmxScratch& s) {
+                  AmxScores& to, AmxScratch& s) {
   if (turn.group[1]) {
     score_two(turn.group[0]->query, turn.group[1]->query, s.blocks[b], to, chunks_of(call));
   } else {
-    score_one(turn.group[0]->query, s.blocks[b], to, chunks_of(call));
+    score_one(turn.group[0]->query, packed_keys(s.blocks[b]), to, chunks_of(call), s.ahead);
   }
 }
 
@@ -446,15 +500,12 @@ inline void weigh_block(const Attention& call, const AmxTurn& turn, int64_t b, i
     for (int i = 0; i < turn.groups(); ++i)
       shrink(*turn.group[i], grown[i], decay[i], 2 * chunks_of(call));
   }
-  for (int i = 0; i < turn.groups(); ++i) {
-    if (call.scales) {
-      weigh<true, true>(call, *turn.group[i], rows, score[i], s.weight[b][i]);
-    } else if (hidden) {
-      weigh<true, false>(call, *turn.group[i], rows, score[i], s.weight[b][i]);
-    } else {
-      weigh<false, false>(call, *turn.group[i], rows, score[i], s.weight[b][i]);
-    }
-  }
+  const auto run = call.scales ? turn.group[1] ? weigh<true, true, false> : weigh<true, true, true>
+                   : hidden    ? turn.group[1] ? weigh<true, false, false> : weigh<true, false, true>
+                   : turn.group[1] ? weigh<false, false, false>
+                                   : weigh<false, false, true>;
+  for (int i = 0; i < turn.groups(); ++i)
+    run(call, *turn.group[i], rows, score[i], s.weight[b][i], s.ahead);
 }
 
 // All pairs of groups take their turn at the packed blocks.  Scores of the next block are begun
@@ -495,6 +546,25 @@ inline void take_turn(const Attention& call, int64_t first, int64_t count, AmxGr
   }
 }
 
+// A group that has its keys for itself takes them as they lie: packing them would take longer than
+// all that is done with them.
+template <Stored kStored>
+inline void take_block(const Attention& call, AmxGroup& group, int64_t first, AmxScratch& s) {
+  AmxBlock& block = s.blocks[0];
+  if (reads_pages(call)) {
+    const AmxKeys keys = keys_in_pages(call, block.rows);
+    score_one(group.query, keys, s.scores[0], chunks_of(call), s.ahead);
+    pack_block<kStored, false>(call, block, s.ahead, kAskedOnTheWay / 2);
+  } else {
+    pack_block<kStored, true>(call, block, s.ahead, kAskedOnTheWay / 2);
+    score_one(group.query, packed_keys(block), s.scores[0], chunks_of(call), s.ahead);
+  }
+  const AmxTurn turn{{&group, nullptr}, first, 0, 1};
+  int64_t pending = 0;
+  weigh_block(call, turn, 0, pending, s.scores[0], s);
+  mix(call, turn, pending, 1, s);
+}
+
 // Walks over all keys, and in each turn over the KV heads, which lie one behind the other in a page.
 template <Stored kStored>
 inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, int64_t end,
@@ -512,10 +582,19 @@ inline void amx_blocks(const Attention& call, const Tile& tile, int64_t begin, i
     for (int64_t b = 0; b < count; ++b) {
       AmxBlock& block = s.blocks[b];
       find(at, b, block.rows);
-      if (at + 1 < turns) find(at + 1, b, s.next);
-      pack_block<kStored>(call, at + 1 < turns ? s.next : block.rows, block);
+      s.ahead = {};
+      if (at + 1 < turns) {
+        find(at + 1, b, s.next);
+        s.ahead = ahead_of(call, s.next);
+      }
+      if (of_head > 1) {
+        pack_block<kStored, true>(call, block, s.ahead, kBlock);
+      } else {
+        take_block<kStored>(call, groups[at % tile.heads], first, s);
+      }
     }
-    take_turn(call, first, count, groups + at % tile.heads * of_head, of_head, s);
+    if (of_head > 1)
+      take_turn(call, first, count, groups + at % tile.heads * of_head, of_head, s);
   }
 }
 

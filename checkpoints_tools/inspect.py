@@ -10,8 +10,8 @@ from typing import Any
 
 from checkpoints_tools import engine_door, mesh_memory
 from checkpoints_tools.report import MB, Report
-from checkpoints_tools.source import Source, open_source
-from rtp_jax.errors import InvalidArgument, RtpError
+from checkpoints_tools.source import CONFIG, Source, open_source
+from rtp_jax.errors import CheckpointError, InvalidArgument, RtpError
 
 MAX_MESH = 4096
 
@@ -45,7 +45,9 @@ def run(parsed: argparse.Namespace, report: Report) -> int:
     try:
         found["memory"] = _memory(source, parsed, sizes)
     except RtpError as reason:
-        if reason.id.startswith(("RTPJ-10", "RTPJ-11")):  # a setting of the engine is wrong
+        if reason.id.startswith(
+            ("RTPJ-10", "RTPJ-11", "RTPJ-12")
+        ):  # a setting of the engine is wrong
             raise
         found["memory_unknown"] = str(reason)
     report.result("inspect", _words(found), found)
@@ -81,8 +83,13 @@ def _facts(source: Source) -> dict[str, Any]:
 
 
 def _memory(source: Source, parsed: argparse.Namespace, sizes: list[int]) -> dict[str, Any]:
+    if source.config is None:
+        raise CheckpointError(
+            f"RTPJ-3010 FILE_MISSING: {source.folder / CONFIG} does not exist. Complete the"
+            " download of the model."
+        )
     build = engine_door.building()
-    spec = build.read_spec(source.config or {})
+    spec = build.read_spec(source.config)
     settings = {name: getattr(parsed, name) for name in mesh_memory.SETTINGS}
     bytes_each = None if parsed.memory is None else int(parsed.memory * 1e9)
     return {

@@ -24,18 +24,12 @@ COMMANDS = {
     "merge-lora": merge_lora,
     "quantize": quantize,
 }
-# Errors about how a command was called, or about a plan that can never work out.
-USAGE_IDS = {"RTPJ-3601", "RTPJ-3602", "RTPJ-3603", "RTPJ-3604", "RTPJ-3606", "RTPJ-3607"}
-USAGE_IDS |= {
-    "RTPJ-3611",
-    "RTPJ-3613",
-    "RTPJ-3614",
-    "RTPJ-3615",
-    "RTPJ-3621",
-    "RTPJ-3630",
-    "RTPJ-3631",
-}
-USAGE_IDS |= {"RTPJ-3030", "RTPJ-3032", "RTPJ-3033"}
+# Errors about how a command was called, or about a plan that can never work out; by id, or by how
+# the id begins.
+USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-21", "RTPJ-3030", "RTPJ-3032", "RTPJ-3033")
+USAGE_IDS += ("RTPJ-3601", "RTPJ-3602", "RTPJ-3603", "RTPJ-3604", "RTPJ-3606", "RTPJ-3607")
+USAGE_IDS += ("RTPJ-3611", "RTPJ-3613", "RTPJ-3614", "RTPJ-3615", "RTPJ-3616", "RTPJ-3618")
+USAGE_IDS += ("RTPJ-3631",)
 VERIFICATION_IDS = {"RTPJ-3609"}
 
 Run = Callable[[argparse.Namespace, Report], int]
@@ -64,8 +58,8 @@ def exit_code(error: RtpError) -> int:
     """Say with which code an error ends the command."""
     if error.id in VERIFICATION_IDS:
         return DIFFERENT
-    usage = error.id in USAGE_IDS or isinstance(error, Unimplemented)
-    return USAGE if usage or error.id.startswith(("RTPJ-10", "RTPJ-11", "RTPJ-21")) else FAILED
+    usage = error.id.startswith(USAGE_IDS) or isinstance(error, Unimplemented)
+    return USAGE if usage else FAILED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,6 +32,7 @@ from rtp_jax.weights.table import some_of
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
+EXPRESSION = set("*+?[](){}|^$\\")  # a pattern with these is no plain name
 # Fields of the config that change what an adapter means, and the values that mean what we do.
 KNOWN = {
     "peft_type": ("LORA",),
@@ -61,10 +62,13 @@ class Adapter:
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _of(self, module: str, name: str, pattern: str) -> float:
-        """Look a number up: that of the first pattern which a module's name ends with, or all's."""
+        """Look a number up: of the first pattern with which a module's name ends, or of all."""
         value = self.config.get(name)
         for key, other in (self.config.get(pattern) or {}).items():
-            if re.fullmatch(rf"(.*\.)?({re.escape(key)})", module):
+            plain = key.replace("\\.", ".").removeprefix("^").removesuffix("$")
+            if set(plain) & EXPRESSION:
+                raise _unsupported(self.source.folder / CONFIG, f"{pattern} has {key[:80]!r}")
+            if module == plain or (not key.startswith("^") and module.endswith(f".{plain}")):
                 value = other
                 break
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
@@ -108,10 +112,7 @@ def read_adapter(folder: Path) -> Adapter:
     config = read_json(inside(folder, CONFIG))
     for name, allowed in KNOWN.items():
         if config.get(name, allowed[0]) not in allowed:
-            raise Unimplemented(
-                f"RTPJ-3621 ADAPTER_UNSUPPORTED: {folder / CONFIG} says {name}="
-                f"{str(config[name])[:80]}, which this build cannot merge. Merge it with PEFT."
-            )
+            raise _unsupported(folder / CONFIG, f"{name} is {str(config[name])[:80]}")
     source = safetensors_source(folder, TENSORS)
     sides: dict[str, dict[str, StoredTensor]] = {}
     replaced = {}
@@ -120,10 +121,7 @@ def read_adapter(folder: Path) -> Adapter:
         if match := LORA.fullmatch(name):
             sides.setdefault(match["module"], {})[match["side"]] = tensor
         elif "lora_" in name or name == tensor.name:
-            raise Unimplemented(
-                f"RTPJ-3621 ADAPTER_UNSUPPORTED: {folder / TENSORS} has {tensor.name[:200]}, which"
-                " this build cannot merge. Merge it with PEFT."
-            )
+            raise _unsupported(folder / TENSORS, f"it has {tensor.name[:200]}")
         else:
             replaced[name.replace(".modules_to_save.default", "")] = tensor
     if half := [module for module, pair in sides.items() if len(pair) != 2]:
@@ -202,6 +200,13 @@ def _merging(base: Source, tensor: StoredTensor, adapter: Adapter, module: str):
             yield new.reshape(-1).view(np.uint8)
 
     return make
+
+
+def _unsupported(path: Path, reason: str) -> Unimplemented:
+    return Unimplemented(
+        f"RTPJ-3621 ADAPTER_UNSUPPORTED: {path}: {reason}, which this build cannot merge. Merge the"
+        " adapter with PEFT."
+    )
 
 
 def _invalid(folder: Path, reason: str) -> CheckpointError:

@@ -20,10 +20,12 @@ from checkpoints_tools.engine_door import start_engine
 from checkpoints_tools.report import Report
 from rtp_jax.errors import CheckpointError, InvalidArgument
 from rtp_jax.sampling_params import MAX_LOGPROBS, OutputKind, SamplingParams
+from rtp_jax.text.tokenizer import load_tokenizer
 from rtp_jax.weights.files import read_small
 
 MAX_TEXT_BYTES = 64 << 20
 DEFAULT_WINDOW, DEFAULT_TOKENS = 256, 16384
+SEQUENCES = 8  # at once
 LEAST = 1e-12  # the smallest probability of all other tokens together
 
 
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=int, default=DEFAULT_WINDOW, help="tokens (%(default)s)")
     group.add_argument("--max-tokens", type=int, default=DEFAULT_TOKENS, help="(%(default)s)")
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    group.add_argument("--compile-cache", metavar="FOLDER", help="of compiled programs")
     group.add_argument("--min-agreement", type=float, default=0.0, metavar="SHARE")
     group.add_argument("--max-kl", type=float, default=math.inf, metavar="NATS")
     group.add_argument(
@@ -78,14 +81,24 @@ def compare(parsed: argparse.Namespace, first: Path, second: Path, report: Repor
             f"RTPJ-3618 TEXT_OPTIONS_INVALID: --window {parsed.window} must be from 2 to"
             f" --max-tokens {parsed.max_tokens}. Change one of them."
         )
-    text = _read(Path(parsed.text))
-    ids, ours = _spoken(first, text, parsed, report)
-    _, theirs = _spoken(second, ids, parsed, report)
-    measured = measure(ours, theirs)
-    ratio = measured["perplexity"][1] / measured["perplexity"][0]
+    text, path = _read(Path(parsed.text)), Path(parsed.text)
+    ids = load_tokenizer(first).encode(text, allow_special=False)[: parsed.max_tokens]
+    if len(ids) < 2:
+        raise InvalidArgument(
+            f"RTPJ-3618 TEXT_OPTIONS_INVALID: {path} has {len(ids)} tokens, at least 2 are needed."
+            " Give a longer text."
+        )
+    ours, theirs = (_spoken(folder, ids, parsed, report) for folder in (first, second))
+    return judge(measure(ours, theirs), parsed)
+
+
+def judge(measured: dict[str, Any], parsed: argparse.Namespace) -> Quality:
+    """Say whether what was measured is within the limits that were given."""
+    first, second = measured["perplexity"]
     passed = measured["greedy_agreement"] >= parsed.min_agreement
-    passed &= measured["kl"] <= parsed.max_kl and ratio <= parsed.max_perplexity_ratio
-    return Quality({**measured, "perplexity_ratio": ratio, "passed": passed}, passed)
+    passed &= measured["kl"] <= parsed.max_kl
+    passed &= second / first <= parsed.max_perplexity_ratio
+    return Quality({**measured, "perplexity_ratio": second / first, "passed": passed}, passed)
 
 
 def _read(path: Path) -> str:
@@ -98,9 +111,9 @@ def _read(path: Path) -> str:
 
 
 def _spoken(
-    folder: Path, text: str | list[int], parsed: argparse.Namespace, report: Report
-) -> tuple[list[int], list[Window]]:
-    """Ask one model about all windows of a text, or of the tokens that another model made of it."""
+    folder: Path, ids: list[int], parsed: argparse.Namespace, report: Report
+) -> list[Window]:
+    """Ask one model about all windows of a text."""
     params = SamplingParams(
         max_tokens=1,
         temperature=0.0,
@@ -112,19 +125,18 @@ def _spoken(
     def say(line: str) -> None:
         report.event("engine", line, line=line, folder=str(folder))
 
-    options = {"dtype": parsed.dtype, "max_model_len": parsed.window + 1, "max_num_seqs": 4}
+    options = {
+        "dtype": parsed.dtype,
+        "max_model_len": parsed.window + 1,
+        "max_num_seqs": SEQUENCES,
+        "deterministic": True,  # compiles one step instead of one for each size
+        "compile_cache": parsed.compile_cache,
+    }
+    starts = range(0, len(ids) - 1, parsed.window)  # a single token at the end tells nothing
+    prompts = [{"prompt_token_ids": ids[start : start + parsed.window]} for start in starts]
     with start_engine(str(folder), say, **options) as engine:
-        ids = engine.tokenizer.encode(text) if isinstance(text, str) else text
-        ids = ids[: parsed.max_tokens]
-        starts = range(0, len(ids) - 1, parsed.window)  # a single token at the end tells nothing
-        prompts = [{"prompt_token_ids": ids[start : start + parsed.window]} for start in starts]
-        if not prompts:
-            raise InvalidArgument(
-                f"RTPJ-3618 TEXT_OPTIONS_INVALID: {parsed.text} has {len(ids)} tokens, at least 2"
-                " are needed. Give a longer text."
-            )
         outputs = engine.generate(prompts, params, use_tqdm=False)
-    return ids, [_window(output.prompt_token_ids, output.prompt_logprobs) for output in outputs]
+    return [_window(output.prompt_token_ids, output.prompt_logprobs) for output in outputs]
 
 
 def _window(ids: Sequence[int], tables: Sequence[Any]) -> Window:

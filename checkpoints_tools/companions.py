@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints_tools import manifest
-from checkpoints_tools.orbax_layout import COMMITTED, METADATA
+from checkpoints_tools.orbax_layout import COMMITTED
 from checkpoints_tools.source import CONFIG
 from checkpoints_tools.stored import Place
 from checkpoints_tools.writers import OutputFile, Part
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.files import inside, open_regular, read_up_to
+from rtp_jax.weights.orbax import METADATA
 
 SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".md", ".png")
 NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")

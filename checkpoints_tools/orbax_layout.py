@@ -13,28 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from rtp_jax.errors import CheckpointError
-from rtp_jax.weights.safetensors import DTYPES
+from rtp_jax.weights.orbax import METADATA, STORE, ZARR_DTYPES
 
-METADATA = "_METADATA"
 COMMITTED = "_CHECKPOINT_METADATA"  # a checkpoint is complete when this is there
 HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 DICT_KEY = 2  # key_type of a mapping
 MAX_FOLDER_NAME = 255
-EXTENDED = (
-    "bfloat16",
-    "float8_e4m3fn",
-    "float8_e5m2",
-)  # have names in Zarr 2, as TensorStore has it
-ZARR_DTYPES = {
-    dtype: dtype.name if dtype.name in EXTENDED else np.dtype(dtype).str
-    for dtype in DTYPES.values()
-}
-RESERVED = ("d", "array_metadatas", METADATA, COMMITTED)
-
-
-def chunk_name(shape: tuple[int, ...]) -> str:
-    """Name the only chunk of an array."""
-    return ".".join("0" for _ in shape) or "0"
+RESERVED = ("d", "array_metadatas", STORE, METADATA, COMMITTED)
 
 
 def array_description(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from checkpoints_tools.manifest import Manifest, read_manifest
-from checkpoints_tools.orbax_source import is_orbax, read_orbax
+from checkpoints_tools.orbax_source import read_orbax
 from checkpoints_tools.stored import Place, StoredTensor
 from rtp_jax.config import hub_cache
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import has_tensors, read_checkpoint
 from rtp_jax.weights.files import inside, read_json
 from rtp_jax.weights.locate import find_model
+from rtp_jax.weights.orbax import is_orbax
 
 SAFETENSORS, ORBAX = "safetensors", "orbax"
 CONFIG = "config.json"

@@ -15,13 +15,12 @@ import numpy as np
 
 from checkpoints_tools.orbax_layout import (
     COMMITTED,
-    METADATA,
     array_description,
     check_writable,
-    chunk_name,
     commit_description,
     tree_description,
 )
+from rtp_jax.weights.orbax import METADATA, chunk_name
 from rtp_jax.weights.safetensors import DTYPES
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -45,6 +45,15 @@ def renamed(data: bytes, chance: random.Random) -> bytes:
     return changed
 
 
+def without_metadata(data: bytes) -> bytes:
+    """Drop what a header says about the whole file."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 def mutate(folder: Path, chance: random.Random, outside: Path) -> None:
     """Change one file of a checkpoint, or put something else in its place."""
     file = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
@@ -53,7 +62,7 @@ def mutate(folder: Path, chance: random.Random, outside: Path) -> None:
         case 0 | 1:
             file.write_bytes(damaged(data, chance, limit=3000) if data else b"x")
         case 2 if file.suffix == ".safetensors":
-            file.write_bytes(renumbered(data, chance))
+            file.write_bytes(renumbered(without_metadata(data), chance))
         case 3:
             file.write_bytes(renamed(data, chance))
         case 4:

@@ -8,7 +8,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from checkpoints_tools.source import open_source
+from rtp_jax import Engine, SamplingParams
 from rtp_jax.errors import CheckpointError
+from rtp_jax.weights.checkpoint import read_checkpoint
 from tests.checkpoints_tools.written import assert_same, every_dtype, read, run, save
 
 LAYOUTS = [(ocdbt, zarr3) for ocdbt in (False, True) for zarr3 in (False, True)]
@@ -108,3 +110,37 @@ def test_links_in_an_orbax_folder_are_refused(tmp_path):
     chunk.symlink_to("/etc/passwd")
     with pytest.raises(CheckpointError, match=r"RTPJ-3608 ORBAX_INVALID.* is a link"):
         open_source(str(tmp_path / "orbax"))
+
+
+def test_the_engine_loads_what_we_write(tmp_path, tiny_model, program_cache):
+    assert run("convert", tiny_model, tmp_path / "orbax", "--to", "orbax") == 0
+    params = SamplingParams(temperature=0, max_tokens=4)
+    options = {"max_model_len": 64, "max_num_seqs": 2, "deterministic": True}
+    tokens = []
+    for folder in (tiny_model, tmp_path / "orbax"):
+        with Engine(str(folder), compile_cache=str(program_cache), **options) as engine:
+            (output,) = engine.generate(["pages of a step"], params, use_tqdm=False)
+        tokens.append(output.outputs[0].token_ids)
+    assert tokens[0] == tokens[1]
+
+
+def test_the_engine_reads_plain_arrays_of_orbax(tmp_path):
+    tensors = every_dtype()
+    save(tmp_path / "source", tensors)
+    assert run("convert", tmp_path / "source", tmp_path / "orbax", "--to", "orbax") == 0
+    found = read_checkpoint(tmp_path / "orbax")
+    assert {n: (t.dtype, t.shape) for n, t in found.tensors().items()} == {
+        name: (array.dtype, array.shape) for name, array in tensors.items()
+    }
+    assert found.size == sum(array.nbytes for array in tensors.values())
+    chunk = tmp_path / "orbax" / "model.i64.weight" / "0.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="RTPJ-3608 ORBAX_INVALID"):
+        read_checkpoint(tmp_path / "orbax")
+
+
+@pytest.mark.parametrize(("ocdbt", "zarr3"), LAYOUTS)
+def test_the_engine_says_how_to_convert_other_arrays(tmp_path, ocdbt, zarr3):
+    save_by_orbax(tmp_path / "orbax", nested(), ocdbt=ocdbt, zarr3=zarr3)
+    with pytest.raises(CheckpointError, match=r"RTPJ-3035 ORBAX_NOT_PLAIN.*rtp-jax-ckpt convert"):
+        read_checkpoint(tmp_path / "orbax")

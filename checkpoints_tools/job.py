@@ -5,8 +5,8 @@
 A job that was interrupted is taken up by `--resume`: what the journal names is read again and
 compared, what does not agree is dropped, and the rest is written as if nothing had happened.  When
 all is there, every file is read once more, compared with what was written, and its sha256 goes into
-the manifest.  Files that make the folder a checkpoint come last: an unfinished one is never read as
-one.
+the manifest.  Files that make the folder a checkpoint come last, and under another name until the
+end: an unfinished one is never read as one.
 
 Read next: `journal.py`, `writers.py`.
 """
@@ -31,6 +31,7 @@ from checkpoints_tools.target import Target
 from checkpoints_tools.writers import DTYPE_NAMES, OutputFile, given
 from rtp_jax.errors import FailedPrecondition
 
+HELD_BACK = ".partial"  # added to the names of files until the end
 MARGIN = 1 << 20  # bytes for the journal, the manifest and what file systems keep for themselves
 
 
@@ -38,20 +39,30 @@ MARGIN = 1 << 20  # bytes for the journal, the manifest and what file systems ke
 class Job:
     """What is to be written, and from what, in words that are equal only for equal bytes."""
 
-    files: Sequence[OutputFile]  # with tensors
-    small: Sequence[OutputFile]  # without; the last ones make the folder a checkpoint
+    files: Sequence[OutputFile]  # of the tensors
+    small: Sequence[OutputFile]  # companions
+    completing: Sequence[OutputFile]  # those that make the folder a checkpoint
     inputs: str
+
+    @property
+    def all_files(self) -> Sequence[OutputFile]:
+        """All files, in the order in which they are written."""
+        return (*self.files, *self.small, *self.completing)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the output, without its manifest."""
-        return sum(file.num_bytes for file in (*self.files, *self.small))
+        return sum(file.num_bytes for file in self.all_files)
+
+    def path(self, folder: Path, file: OutputFile) -> Path:
+        """Where a file is until the output is complete."""
+        return folder / (file.name + HELD_BACK * (file in self.completing))
 
     def summary(self) -> dict[str, object]:
         """What a dry run shows."""
         return {
             "bytes": self.num_bytes,
-            "files": {file.name: file.num_bytes for file in (*self.files, *self.small)},
+            "files": {file.name: file.num_bytes for file in self.all_files},
         }
 
 
@@ -71,11 +82,17 @@ def run(job: Job, target: Target, report: Report) -> None:
     with _written_to(target.partial), target.opened(job.inputs):
         with closing(Journal(target.partial / JOURNAL)) as journal:
             report.start(2 * job.num_bytes)
-            for file in (*job.files, *job.small):
-                _write(file, target.partial / file.name, journal, report)
+            for file in job.all_files:
+                _write(file, job.path(target.partial, file), journal, report)
             last = given(manifest.NAME, _check(job, target.partial, journal, report).text())
             _write(last, target.partial / last.name, journal, report)
-        target.finish({file.name for file in (*job.files, *job.small, last)})
+        target.finish(
+            {last.name: last.name}
+            | {
+                str(job.path(target.partial, file).relative_to(target.partial)): file.name
+                for file in job.all_files
+            }
+        )
 
 
 def _write(file: OutputFile, path: Path, journal: Journal, report: Report) -> None:
@@ -95,7 +112,6 @@ def _write(file: OutputFile, path: Path, journal: Journal, report: Report) -> No
                 report.advance(block.size, "written", file.name)
             assert written == part.num_bytes, (file.name, number, written, part.num_bytes)
             journal.add(file.name, number, digest.hexdigest())
-        os.fsync(opened.fileno())
 
 
 def _kept(file: OutputFile, opened: FileIO, journal: Journal, report: Report) -> int:
@@ -132,9 +148,9 @@ def _write_all(opened: FileIO, block: memoryview) -> None:
 def _check(job: Job, folder: Path, journal: Journal, report: Report) -> Manifest:
     """Read everything back, compare, and list it."""
     tensors, files = {}, {}
-    for file in (*job.files, *job.small):
+    for file in job.all_files:
         whole = hashlib.sha256()
-        with open(folder / file.name, "rb", buffering=0) as opened:
+        with open(job.path(folder, file), "rb", buffering=0) as opened:
             for number, part in enumerate(file.parts):
                 digest = hashlib.sha256()
                 for block in _blocks(opened, part.num_bytes):

@@ -39,6 +39,7 @@ KNOWN = {
     "use_dora": (False, None),
     "fan_in_fan_out": (False, None),
     "bias": ("none", None),
+    "init_lora_weights": (True, False, None, "gaussian"),  # others change the base as well
     "layer_replication": (None,),
     "use_qalora": (False, None),
     "alora_invocation_tokens": (None,),

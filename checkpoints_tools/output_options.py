@@ -99,13 +99,14 @@ def finish(
     }
     work = Job(
         files=files,
-        small=[*found, *completing, *_config(source, config)],
+        small=found,
+        completing=[*completing, *_config(source, config)],
         inputs=json.dumps(described, sort_keys=True),
     )
     for name in behind:
         report.event("left_behind", f"not copied: {name}", name=name)
     job.check_space(work, to)
-    words = f"{len(tensors)} tensors, {work.num_bytes / MB:.1f} MB in {len(files)} files"
+    words = f"{len(tensors)} tensors, {work.num_bytes / MB:.1f} MB in {len(work.all_files)} files"
     if parsed.dry_run:
         report.result("plan", f"would write {to.path}: {words}", work.summary())
         return 0

@@ -51,7 +51,7 @@ class Report:
         self.shown_s = now
         seconds = max(now - self.began_s, 1e-9)
         rate = self.bytes_done / seconds
-        left = (self.bytes_total - self.bytes_done) / rate if rate else 0.0
+        left = max(0, self.bytes_total - self.bytes_done) / rate if rate else 0.0
         words = (
             f"{what} {self.bytes_done / MB:.1f} of {self.bytes_total / MB:.1f} MB,"
             f" {rate / MB:.0f} MB/s, {left:.0f} s left: {name}"

@@ -70,7 +70,7 @@ class Source:
 def open_source(name: str) -> Source:
     """Open a folder with safetensors or an Orbax checkpoint, a built-in model, or one by its id."""
     folder = Path(os.path.expanduser(name))
-    if os.path.isdir(folder) and is_orbax(folder):
+    if os.path.isdir(folder) and is_orbax(folder) and not has_tensors(folder):
         return _orbax(folder)
     if not (os.path.isdir(folder) and has_tensors(folder)):
         folder = find_model(name, hub_cache=hub_cache())

@@ -9,7 +9,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from checkpoints_tools import manifest
 from rtp_jax.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from rtp_jax.weights.files import read_small
 
+SYNCS_AT_ONCE = 16
 JOB = ".job"  # what the partial output is made from; locked while somebody writes
 
 
@@ -71,10 +73,15 @@ class Target:
         finally:
             os.close(job)
 
-    def finish(self, names: set[str]) -> None:
-        """Give the complete output, which has these files, its name."""
-        _sweep(self.partial, names)
-        _sync_folders(self.partial)
+    def finish(self, name_of: Mapping[str, str]) -> None:
+        """Give the complete output, and each of its files, the name that it is to have."""
+        _sync_files(self.partial)
+        _sweep(self.partial, name_of.keys())
+        for before, name in name_of.items():
+            if before != name:
+                os.rename(self.partial / before, self.partial / name)
+        for path, _, _ in os.walk(self.partial):
+            _sync(Path(path))
         if os.path.lexists(self.path):
             if os.path.lexists(self.replaced):
                 shutil.rmtree(self.replaced)
@@ -89,19 +96,23 @@ def target_of(name: str, *, source: Path, resume: bool, overwrite: bool) -> Targ
     """Check where an output is to go."""
     path = Path(os.path.abspath(os.path.expanduser(name)))
     target = Target(path=path, resume=resume, overwrite=overwrite)
-    if resume and overwrite:
-        raise _invalid(path, "--resume and --overwrite contradict each other", "Give one of them")
     if not os.path.isdir(target.parent):
         raise _invalid(path, f"{target.parent} is no folder", f"Make it: mkdir -p {target.parent}")
-    here = source.resolve()
-    if here == path.resolve() or here in path.resolve().parents:
-        raise _invalid(path, f"it is the source {source}, or within it", "Choose another folder")
+    here, there = source.resolve(), path.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        why = f"it is the source {source}, within it or around it"
+        raise _invalid(path, why, "Choose another folder")
     if os.path.lexists(path) and not (overwrite and _is_ours(path)):
         fix = "Give --overwrite to replace it" if _is_ours(path) else "Choose another folder"
         why = "is there" if _is_ours(path) else "is there and was not written by this tool"
         raise AlreadyExists(f"RTPJ-3601 OUTPUT_EXISTS: {path} {why}. {fix}.")
     if os.path.lexists(target.partial):
         _check_partial(target)
+    if os.path.lexists(target.replaced) and not _is_ours(target.replaced):
+        raise AlreadyExists(
+            f"RTPJ-3601 OUTPUT_EXISTS: {target.replaced} is there, which this tool needs for a"
+            " moment. Move it away, or choose another folder."
+        )
     return target
 
 
@@ -139,7 +150,7 @@ def _lock(file: int, folder: Path) -> None:
         ) from None
 
 
-def _sweep(folder: Path, keep: set[str]) -> None:
+def _sweep(folder: Path, keep: Collection[str]) -> None:
     """Remove what does not belong into the partial folder, the journal and the mark included."""
     for path, folders, files in os.walk(folder, topdown=False):
         for name in files:
@@ -154,13 +165,16 @@ def _sweep(folder: Path, keep: set[str]) -> None:
                 os.rmdir(full)
 
 
-def _sync_folders(folder: Path) -> None:
-    for path, _, _ in os.walk(folder):
-        _sync(Path(path))
+def _sync_files(folder: Path) -> None:
+    """Bring all files to the disk; many at once, because a file system commits them together."""
+    files = [Path(path, name) for path, _, names in os.walk(folder) for name in names]
+    with ThreadPoolExecutor(SYNCS_AT_ONCE, "sync") as pool:
+        for _ in pool.map(_sync, files):
+            pass
 
 
-def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(opened)
     finally:

@@ -116,20 +116,21 @@ def _difference(
     name = ours.name
     if ours.shape != theirs.shape:
         return Difference(name=name, what=f"shape {list(ours.shape)} and {list(theirs.shape)}")
-    sizes = (BLOCK // 8 * tensor.dtype.itemsize for tensor in (ours, theirs))
-    pairs = zip(
-        regroup(first.read(ours), next(sizes)),
-        regroup(second.read(theirs), next(sizes)),
-        strict=True,
-    )
-    error, same = Error(), ours.dtype == theirs.dtype
-    for left, right in pairs:
-        same = same and np.array_equal(left, right)
-        error.add(left.view(ours.dtype), right.view(theirs.dtype))
-    if same:
+    alike = ours.dtype == theirs.dtype
+    if alike and _identical(first.read(ours), second.read(theirs)):
         return None
-    what = "values" if ours.dtype == theirs.dtype else f"{ours.dtype} and {theirs.dtype}"
-    return error.difference(name, what)
+    sizes = [BLOCK // 8 * tensor.dtype.itemsize for tensor in (ours, theirs)]
+    lefts, rights = regroup(first.read(ours), sizes[0]), regroup(second.read(theirs), sizes[1])
+    error = Error()
+    for left, right in zip(lefts, rights, strict=True):
+        error.add(left.view(ours.dtype), right.view(theirs.dtype))
+    return error.difference(name, "values" if alike else f"{ours.dtype} and {theirs.dtype}")
+
+
+def _identical(left: Iterator[np.ndarray], right: Iterator[np.ndarray]) -> bool:
+    """Compare the bytes of two tensors of one size, up to the first difference."""
+    pairs = zip(regroup(left, BLOCK), regroup(right, BLOCK), strict=True)
+    return all(np.array_equal(one, other) for one, other in pairs)
 
 
 def _decoded_error(first: Source, tensor: StoredTensor, decoded: Decoded) -> Difference:
@@ -165,6 +166,8 @@ class Error:
     def difference(self, name: str, what: str) -> Difference:
         """Give the result."""
         relative = np.sqrt(self.squares / self.power) if self.power else np.sqrt(self.squares)
+        if not np.isfinite(self.largest) or not np.isfinite(relative):
+            return Difference(name=name, what=f"{what}, and not all differences are finite")
         return Difference(
             name=name, what=what, max_error=self.largest, relative_error=float(relative)
         )

@@ -126,19 +126,17 @@ def _safetensors_file(name: str, tensors: Sequence[OutputTensor]) -> OutputFile:
 
 
 def orbax_files(tensors: Sequence[OutputTensor]) -> tuple[list[OutputFile], list[OutputFile]]:
-    """Give each tensor a file of its own.
+    """Give each tensor a file of its own, and one that describes it.
 
     Returns:
-      The files with tensors, and those that make the folder a checkpoint.
+      The files of the tensors, and those that make the folder a checkpoint.
     """
     files = []
     for tensor in tensors:
         check_writable(tensor.name, tensor.shape)
         chunk = f"{tensor.name}/{chunk_name(tensor.shape)}"
         files.append(OutputFile(chunk, (Part(tensor.num_bytes, tensor.make, tensor),)))
-    described = [
-        given(f"{tensor.name}/.zarray", array_description(tensor.dtype, tensor.shape))
-        for tensor in tensors
-    ]
+        description = array_description(tensor.dtype, tensor.shape)
+        files.append(given(f"{tensor.name}/.zarray", description))
     tree = given(METADATA, tree_description([tensor.name for tensor in tensors]))
-    return files, [*described, tree, given(COMMITTED, commit_description())]
+    return files, [tree, given(COMMITTED, commit_description())]

@@ -131,15 +131,16 @@ def test_nothing_is_overwritten_without_being_told(tmp_path, capsys):
     (mine / "thesis.txt").write_text("years of work")
     assert run("convert", first, mine, "--to", "orbax", "--overwrite") == 2
     assert (mine / "thesis.txt").exists()
+    mine.rename(tmp_path / "out.replaced")
+    assert run("convert", first, out, "--to", "orbax", "--overwrite") == 2
+    assert (tmp_path / "out.replaced" / "thesis.txt").exists()
 
 
 def test_outputs_that_can_never_be(tmp_path, capsys):
     source = save(tmp_path / "source", every_dtype())
-    for out in (source, source / "within", tmp_path / "no" / "such" / "folder"):
+    for out in (source, source / "within", tmp_path, tmp_path / "no" / "such" / "folder"):
         assert run("convert", source, out, "--to", "orbax") == 2
         assert "RTPJ-3611 OUTPUT_INVALID" in capsys.readouterr().err
-    assert run("convert", source, tmp_path / "o", "--to", "orbax", "--resume", "--overwrite") == 2
-    assert "contradict" in capsys.readouterr().err
     for size in ("0GB", "many", "12TB", "1.5GB"):
         assert run("convert", source, tmp_path / "o", "--to", "orbax", "--max-file-size", size) == 2
     assert "RTPJ-3613 SIZE_INVALID" in capsys.readouterr().err

@@ -31,12 +31,12 @@ def arguments(plan: str, source: Path, out: Path) -> list[str]:
 
 
 def assert_unreadable(folder: Path) -> None:
-    """A part of an output is no model, neither for the engine nor for this tool."""
-    complete = (folder / "checkpoint_manifest.json").exists()
-    if folder.exists() and not complete:
+    """What is left is no model, neither for the engine nor for Orbax."""
+    if folder.exists():
         with pytest.raises(RtpError):
             find_model(str(folder), hub_cache=folder)
-        assert not (folder / "_CHECKPOINT_METADATA").exists() or (folder / "_METADATA").exists()
+        assert not (folder / "_METADATA").exists()
+        assert not (folder / "_CHECKPOINT_METADATA").exists()
 
 
 class Interrupted(BaseException):
@@ -71,6 +71,41 @@ def test_an_end_after_any_write_is_taken_up(tmp_path, monkeypatch, plan):
     assert rounds > 5
     assert tree(out) == expected
     assert {path.name for path in tmp_path.iterdir()} == {"source", "whole", "out"}
+
+
+@pytest.mark.parametrize("plan", ["safetensors", "orbax"])
+def test_an_end_between_the_last_renames_is_taken_up(tmp_path, monkeypatch, plan):
+    numbers = np.arange(6000, dtype=np.float32)
+    old = save(tmp_path / "old", {"a": numbers, "b": numbers})
+    source, out = save(tmp_path / "source", {"a": -numbers, "b": numbers}), tmp_path / "out"
+    assert run(*arguments(plan, source, tmp_path / "whole")) == 0
+    expected, rename, left = tree(tmp_path / "whole"), os.rename, 1000
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+    def until(*names):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Interrupted
+        rename(*names)
+
+    for number in range(1, 100):
+        left = 1000
+        assert run(*arguments(plan, old, out), "--overwrite") == 0
+        left = number
+        with monkeypatch.context() as patch:
+            patch.setattr("os.rename", until)
+            try:
+                assert main([*arguments(plan, source, out), "--overwrite"]) == 0
+                break
+            except Interrupted:
+                pass
+        before = tree(out) if out.exists() else None
+        assert before is None or len(before) == len(expected)  # whole, be it the old or the new
+        assert run(*arguments(plan, source, out), "--resume", "--overwrite") == 0
+        assert tree(out) == expected
+    assert number > 3
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "source", "whole", "out"}
 
 
 def kill_at(moment_s: float, command: list[str]) -> bool:
@@ -133,7 +168,7 @@ def interrupted(tmp_path: Path, monkeypatch) -> tuple[list, Path]:
 
 def test_what_changed_on_the_disk_meanwhile_is_written_again(tmp_path, monkeypatch):
     command, partial = interrupted(tmp_path, monkeypatch)
-    for name in ("model.f32.weight/0", "model.bf16.weight/0", "_METADATA"):
+    for name in ("model.f32.weight/0", "model.bf16.weight/0", "_METADATA.partial"):
         path = partial / name
         path.write_bytes(b"\xff" + path.read_bytes()[:-1] + b"more")
     (partial / "model.u8.weight" / "0").unlink(missing_ok=True)

@@ -106,6 +106,7 @@ def test_modules_that_were_trained_whole_are_replaced(tmp_path):
 UNSUPPORTED = [
     {"use_dora": True},
     {"bias": "all"},
+    {"init_lora_weights": "pissa"},
     {"peft_type": "IA3"},
     {"rank_pattern": {"(a+)+b": 4}},
     {"fan_in_fan_out": True},
@@ -135,6 +136,6 @@ def test_what_cannot_be_merged_is_refused(tmp_path, capsys, fields):
 def test_what_does_not_fit_is_refused(tmp_path, capsys, fields):
     adapter(tmp_path / "adapter", **fields)
     base = tiny(tmp_path / "base")
-    assert run("merge-lora", base, tmp_path / "adapter", tmp_path / "out") == 1
+    assert run("merge-lora", base, tmp_path / "adapter", tmp_path / "out") == 2
     assert "RTPJ-3620 ADAPTER_INVALID" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -75,7 +75,10 @@ def test_an_error_may_be_accepted_but_no_missing_tensor(tmp_path, verify):
     save(tmp_path / "c", {**left, "b": left["a"]})
     assert verify(tmp_path / "c", tmp_path / "a", "--max-error", 9)[0] == 3
     save(tmp_path / "d", {"a": np.array([3.0, np.nan], np.float32)})
-    assert verify(tmp_path / "a", tmp_path / "d", "--max-error", 9)[0] == 3
+    code, answer = verify(tmp_path / "a", tmp_path / "d", "--max-error", 9)
+    (difference,) = answer["differences"]
+    assert (code, difference["relative_error"]) == (3, None)
+    assert "not all differences are finite" in difference["what"]
 
 
 def test_people_are_told_the_worst_first(tmp_path, capsys):

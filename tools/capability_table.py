@@ -50,6 +50,7 @@ ROWS = {  # the name that tests use, and what it means
     "TLS and tokens": "TLS, mTLS, bearer tokens",
     "drain": "SIGTERM finishes what runs and refuses what is new",
     "metrics": "Prometheus, under our names and vLLM's",
+    "checkpoint tools": "`rtp-jax-ckpt inspect, convert, verify, merge-lora, quantize`",
     "command line": "`rtp-jax generate, chat, serve, bench, info, plan, doctor`",
     "benchmarks": "`rtp-jax bench latency, throughput, serve, load`, gRPC and HTTP",
 }

@@ -1,7 +1,8 @@
 """Which files does a checkpoint have, and which tensors are in them?
 
 Either one file, `model.safetensors`, or several and an index, `model.safetensors.index.json`, that
-says which tensor is in which.  The headers are the truth: what the index says is checked.
+says which tensor is in which.  The headers are the truth: what the index says is checked.  A folder
+that Orbax wrote has a file for each tensor (`orbax.py`).
 
 Read next: `safetensors.py` for one file, `loader.py` for reading the tensors.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.files import inside, read_json
+from rtp_jax.weights.orbax import is_orbax, read_plain
 from rtp_jax.weights.safetensors import MAX_HEADER_BYTES, Header, Tensor, read_header
 from rtp_jax.weights.table import some_of
 
@@ -41,6 +43,8 @@ def has_tensors(folder: Path, name: str = "model.safetensors") -> bool:
 
 def read_checkpoint(folder: Path, name: str = "model.safetensors") -> Checkpoint:
     """Read the headers of a checkpoint, and check that they agree with each other."""
+    if is_orbax(folder) and not has_tensors(folder, name):
+        return Checkpoint(folder, read_plain(folder))
     index = folder / f"{name}.index.json"
     if os.path.isfile(folder / name) or not os.path.isfile(index):
         return Checkpoint(folder, (read_header(inside(folder, name)),))

@@ -13,6 +13,7 @@ from pathlib import Path
 from rtp_jax.errors import CheckpointError, InvalidArgument, NotFound
 from rtp_jax.weights.checkpoint import has_tensors
 from rtp_jax.weights.files import inside, read_small, unreadable
+from rtp_jax.weights.orbax import is_orbax
 
 BUILT_IN = {"rtp-tiny": Path(__file__).parents[1] / "assets" / "rtp-tiny"}
 
@@ -83,7 +84,7 @@ def _checked(folder: Path) -> Path:
     """Refuse a folder that cannot be loaded, before anything else starts."""
     has = {
         "config.json": os.path.isfile(folder / "config.json"),
-        "model.safetensors (or its .index.json)": has_tensors(folder),
+        "model.safetensors (or its .index.json)": has_tensors(folder) or is_orbax(folder),
     }
     if all(has.values()):
         inside(folder, "config.json")

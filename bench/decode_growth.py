@@ -56,7 +56,7 @@ def main(options: argparse.Namespace) -> None:
 
 def fitting(runner: Runner) -> Iterator[tuple[int, int]]:
     """List the batches and contexts whose pages there are."""
-    num_pages, page_size = runner.shapes.page_shapes[0][0], runner.shapes.page_size
+    num_pages, page_size = runner.shapes.num_pages, runner.shapes.page_size
     for context in CONTEXTS:
         for batch in BATCHES:
             if batch * (context // page_size + 1) < num_pages:
@@ -97,8 +97,9 @@ def floor(
 ) -> tuple[float, str]:
     """Return the least seconds a step can take, and which rate bounds it."""
     spec = decided.spec
-    kv = batch * context * spec.kv_bytes_per_token(2 if decided.kv_dtype == "bfloat16" else 4)
-    read_s = (decided.memory.weight_bytes + kv) / (options.bandwidth * 1e9)
+    memory = decided.memory
+    kv = batch * context * memory.page_bytes / memory.page_size
+    read_s = (memory.weight_bytes + kv) / (options.bandwidth * 1e9)
     attention = 4 * spec.num_layers * spec.num_heads * spec.head_dim * context
     flops_s = batch * (2 * spec.num_parameters + attention) / (options.gflops * 1e9)
     return max((read_s, "bytes"), (flops_s, "flops"))

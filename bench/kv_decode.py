@@ -47,7 +47,7 @@ def main(options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for case in cases:
             for scheme, runner in runners.items():
-                seconds.setdefault((scheme, case), []).append(measure(runner, case))
+                seconds.setdefault((scheme, case), []).append(measure(runner, case, options.cpu))
     per_page = {scheme: page_bytes(runner) for scheme, runner in runners.items()}
     first, *_ = options.schemes
     fit = {scheme: round(per_page[first] / size, 3) for scheme, size in per_page.items()}
@@ -60,7 +60,8 @@ def main(options: argparse.Namespace) -> None:
         print(f"batch {one['batch']:2}  context {one['context']:5}  {shown}")
     if options.json:
         kept = {"model": Path(options.model).name, "quantization": options.quantization}
-        kept |= {"rounds": options.rounds, "tokens_in_the_same_memory": fit, "rows": rows}
+        kept |= {"cpu_time": options.cpu, "rounds": options.rounds}
+        kept |= {"tokens_in_the_same_memory": fit, "rows": rows}
         write_record(options.json, "kv_decode", ("jax", "jaxlib", "numpy"), kept)
 
 
@@ -89,15 +90,16 @@ def filled(array: jax.Array) -> jax.Array:
     return jax.block_until_ready(fill(array))
 
 
-def measure(runner: Runner, case: Case) -> float:
-    """Return the median seconds of a step."""
+def measure(runner: Runner, case: Case, cpu: bool) -> float:
+    """Return the median seconds of a step, of all cores together if `cpu`."""
+    now = time.process_time if cpu else time.perf_counter
     seconds = []
     for number in range(WARM_UP + STEPS):
         rows = (row(runner, slot, case.context, number) for slot in range(case.batch))
         plan = StepPlan(number, tuple(rows))
-        began = time.perf_counter()
+        began = now()
         runner.execute(runner.prepare(plan)).to_host()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return statistics.median(seconds[WARM_UP:])
 
 
@@ -124,5 +126,6 @@ if __name__ == "__main__":
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--most-tokens", type=int, default=8 * 4096, help="of a case")
+    parser.add_argument("--cpu", action="store_true", help="time of the processor, not the clock's")
     parser.add_argument("--json")
     main(parser.parse_args())

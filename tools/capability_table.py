@@ -51,7 +51,7 @@ ROWS = {  # the name that tests use, and what it means
     "TLS and tokens": "TLS, mTLS, bearer tokens",
     "drain": "SIGTERM finishes what runs and refuses what is new",
     "metrics": "Prometheus, under our names and vLLM's",
-    "command line": "`rtp-jax generate, chat, serve, bench, info, plan, doctor`",
+    "command line": "`rtp-jax generate, chat, serve, bench, info, plan, kv-layers, doctor`",
     "benchmarks": "`rtp-jax bench latency, throughput, serve, load`, gRPC and HTTP",
 }
 

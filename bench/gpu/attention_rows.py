@@ -110,7 +110,7 @@ def inputs_of(shape: Shape, scale: Scale) -> Inputs:
             numbers
         )
         return Inputs(query, pages, None, sinks, step)
-    pages, scales = jax.jit(functools.partial(_scaled, kv_dtype=shape.kv_dtype))(numbers)
+    pages, scales, _ = jax.jit(functools.partial(_scaled, kv_dtype=shape.kv_dtype))(numbers)
     return Inputs(query, pages, scales, sinks, step)
 
 

@@ -29,6 +29,7 @@ KVPages = Num[Array, "pages layers 2 kv_heads page_size head_dim"]
 KVScales = Float32[Array, "pages layers 2 kv_heads page_size"]
 LARGEST = {"int8": 127.0, "uint8": 448.0}  # what the largest number of a head is stored as
 SMALLEST_SCALE = 1e-30  # of a head that is all zeros
+ROUNDINGS = ("plain", "int8", "fp8")
 
 
 class KVGroup(NamedTuple):
@@ -39,6 +40,9 @@ class KVGroup(NamedTuple):
 
     pages: KVPages
     scales: KVScales | None  # None: pages hold numbers as they are
+    # For calibration: which of `ROUNDINGS` the numbers of each layer go through before pages of
+    # float32 hold them; None: none.
+    rounding: Int32[Array, " layers"] | None = None
 
 
 class StepInputs(NamedTuple):
@@ -96,14 +100,16 @@ def write_kv(
     Where there are scales, each head of a token gets its own: its largest number is stored as the
     largest there is.
     """
-    pages, scales = kv
+    pages, scales, rounding = kv
     page, offset = _places(step, pages.shape[4])
     new = jnp.stack([key, value], axis=1)  # [tokens, 2, kv_heads, head_dim]
+    if rounding is not None:
+        new = jax.lax.switch(rounding[layer], [jnp.float32, _through_int8, _through_fp8], new)
     if scales is not None:
         new, scale = _scaled(new, pages.dtype)
         scales = scales.at[page, layer, :, :, offset].set(scale)
     pages = pages.at[page, layer, :, :, offset].set(to_bits(new, pages.dtype))
-    return KVGroup(pages, scales)
+    return KVGroup(pages, scales, rounding)
 
 
 def _scaled(
@@ -118,6 +124,22 @@ def _scaled(
     divided = jnp.where(sound[..., None], wide / scale[..., None], 0)
     scale = jnp.where(sound, scale, jnp.nan)
     return jnp.round(divided) if storage == jnp.int8 else divided, scale
+
+
+def _through_int8(x: Num[Array, "*shape head_dim"]) -> Float32[Array, "*shape head_dim"]:
+    return _through(x, jnp.dtype(jnp.int8))
+
+
+def _through_fp8(x: Num[Array, "*shape head_dim"]) -> Float32[Array, "*shape head_dim"]:
+    return _through(x, jnp.dtype(jnp.uint8))
+
+
+def _through(
+    x: Num[Array, "*shape head_dim"], storage: jnp.dtype
+) -> Float32[Array, "*shape head_dim"]:
+    """Give the numbers that are read where `x` was stored."""
+    divided, scale = _scaled(x, storage)
+    return from_bits(to_bits(divided, storage)).astype(jnp.float32) * scale[..., None]
 
 
 def _places(

@@ -72,7 +72,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "tokens hidden"], KVGroup]:
         """Add the attention of `x` to the residual stream; its KV is in the pages of the group."""
         query, key, value = project(x, [self.query, self.key, self.value], place)
-        place_heads = self._place_heads if self.native is None else self._place_heads_in_cpp
+        in_cpp = self.native is not None and kv.rounding is None
+        place_heads = self._place_heads_in_cpp if in_cpp else self._place_heads
         query, kv = place_heads((query, key, value), kv, place, step, turn)
         mixed = paged_attention(
             query,

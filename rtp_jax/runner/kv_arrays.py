@@ -20,5 +20,5 @@ def kv_arrays(
         shape = (num_pages, *spec.kv_page_shape(page_size, kv.layers_in(group)))
         pages = jax.ShapeDtypeStruct(shape, storage_dtype(jnp.dtype(scheme.dtype)))
         scales = jax.ShapeDtypeStruct(shape[:-1], jnp.float32) if scheme.scale_bytes else None
-        groups.append(KVGroup._make((pages, scales)))
+        groups.append(KVGroup._make((pages, scales, None)))
     return tuple(groups)

@@ -97,7 +97,7 @@ class Runner:
         self.shapes = shapes
         self.compile_report = CompileReport()
         self._weights = weights
-        self._build = build
+        self.build = build
         self._device = device
         self._slots = SlotTable(
             num_slots=shapes.num_slots,
@@ -133,6 +133,11 @@ class Runner:
         kv = jax.tree.map(lambda one: zeroed(one.shape, one.dtype, self._device), self.shapes.kv)
         history = jnp.zeros(self.shapes.history_shape, jnp.int32, device=self._device)
         self._state = State(kv, history)
+
+    @property
+    def weights(self) -> list[jax.Array]:
+        """The leaves that `build` takes; there are none after `close`."""
+        return self._weights
 
     def watch_compiles(self) -> CompileWatch:
         """Count what the calling thread compiles from now on."""
@@ -182,7 +187,7 @@ class Runner:
         describe = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         return Program(
             f"step-{bucket}",
-            step_function(self._build, fields, self.shapes.vocab_size),
+            step_function(self.build, fields, self.shapes.vocab_size),
             (
                 describe(self._weights),
                 state,

@@ -54,7 +54,7 @@ def plain(program_cache):
 
 @pytest.mark.parametrize(
     ("kv", "native"),
-    [("int8", "auto"), ("int8", "off"), ("fp8", "auto"), ("0-1:bfloat16,2-3:int8", "auto")],
+    [("int8", "off"), ("fp8", "auto"), ("0-1:bfloat16,2-3:int8", "auto")],
 )
 @pytest.mark.capability("quantized KV")
 def test_what_is_remembered_in_fewer_bits_is_still_recalled(plain, program_cache, kv, native):
@@ -68,32 +68,29 @@ def test_what_is_remembered_in_fewer_bits_is_still_recalled(plain, program_cache
     assert answers == plain[1]
 
 
-def growing(count: int = 16) -> list[Case]:
-    """Requests that start small, so that many are admitted, and then outgrow the pages."""
-    return [
-        Case(case.prompt[:20], dataclasses.replace(case.params, max_tokens=90))
-        for case in cases(count)
-    ]
-
-
-@pytest.mark.parametrize("kv", [{"kv_dtype": "int8"}, {"kv_dtype": "fp8", "kv_layers": "1:int8"}])
 @pytest.mark.capability("quantized KV")
-def test_chunks_prefixes_and_preemption_change_no_token(tiny_model, program_cache, kv):
+def test_chunks_prefixes_and_preemption_change_no_token(tiny_model, program_cache):
+    kv = {"kv_dtype": "fp8", "kv_layers": "1:int8"}
     options = {"dtype": "bfloat16", "deterministic": True, **kv}
-    work = [*cases(26), *growing()]
+    # Half of the requests start small, so that many are admitted, and then outgrow the pages.
+    growing = [
+        Case(case.prompt[:20], dataclasses.replace(case.params, max_tokens=90))
+        for case in cases(12)
+    ]
+    work = [*cases(13), *growing]
     with small_engine(tiny_model, program_cache, enable_prefix_caching=False, **options) as engine:
         alone = tokens(run_alone(engine, work))
     with small_engine(tiny_model, program_cache, max_prefill_chunk=16, **options) as engine:
         assert tokens(run_together(engine, work)) == alone
-        outputs = run_together(engine, work)
-        assert tokens(outputs) == alone
+        hits = engine._parts.scheduler.counters.hit_tokens
+        assert tokens(run_together(engine, work[:13])) == alone[:13]
+        assert engine._parts.scheduler.counters.hit_tokens > hits + 200
         assert engine._parts.scheduler.counters.chunks > 0
-        assert engine._parts.scheduler.counters.hit_tokens > 500
         identity = engine._parts.scheduler._ledger._identity
         assert identity is not None
         assert engine.info.kv_dtype.encode() in identity._engine  # other schemes, other pages
         check_idle(engine)
     with small_engine(tiny_model, program_cache, num_pages=25, **options) as engine:
-        assert tokens(run_together(engine, work[26:])) == alone[26:]
+        assert tokens(run_together(engine, growing)) == alone[13:]
         assert engine._parts.scheduler.counters.preemptions > 0
         check_idle(engine)

@@ -304,7 +304,7 @@ def test_what_is_written_with_a_scale_is_read_back(stored, error):
     key, value = jnp.asarray(drawn, jnp.float32)
     stored_pages = jnp.zeros(pages.shape, storage_dtype(jnp.dtype(stored)))
     kv = KVGroup(stored_pages, jnp.zeros(pages.shape[:-1], jnp.float32))
-    stored_pages, scales = jax.jit(write_kv)(kv, layer, key, value, step)
+    stored_pages, scales, _ = jax.jit(write_kv)(kv, layer, key, value, step)
     numbers = np.float32(from_bits(stored_pages)) * np.asarray(scales)[..., None]
     for token in range(sum(case.new)):
         position = int(step.positions[0, token])

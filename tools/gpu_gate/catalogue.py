@@ -73,6 +73,7 @@ VARIANTS = {
     **{f"llama-3.1-8b-kv-{kv}": Variant("llama-3.1-8b", kv=kv) for kv in ("int8", "fp8")},
 }
 QUICK_SCHEMES = {None, "int4", "int8_dynamic"}
+QUICK_KV = {DTYPE, "int8"}
 
 
 class Case(NamedTuple):
@@ -169,11 +170,11 @@ def buckets() -> tuple[Bucket, ...]:
 def _chosen(variant: Variant) -> set[Bucket]:
     """The smallest bucket, the largest, and the first that mixes prefill with decode.
 
-    Of a quantized model one will do, as its steps differ in their products alone; and of one whose
-    KV is quantized, too.
+    Of a quantized model one will do, as its steps differ in their products alone, and of one with
+    quantized KV as well.
     """
     known = buckets()
-    if variant.scheme not in QUICK_SCHEMES:
+    if variant.scheme not in QUICK_SCHEMES or variant.kv not in QUICK_KV:
         return set()
     mixed = next(bucket for bucket in known if bucket.tokens > bucket.sequences)
     return {mixed} if variant.scheme or variant.kv != DTYPE else {known[0], mixed, known[-1]}

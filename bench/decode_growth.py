@@ -83,7 +83,7 @@ def main(options: argparse.Namespace) -> None:
 
 def fitting(runner: Runner) -> Iterator[tuple[int, int]]:
     """List the batches and contexts whose pages there are."""
-    num_pages, page_size = runner.shapes.page_shapes[0][0], runner.shapes.page_size
+    num_pages, page_size = runner.shapes.num_pages, runner.shapes.page_size
     for context in CONTEXTS:
         for batch in BATCHES:
             if batch * (context // page_size + 1) < num_pages:

@@ -79,7 +79,15 @@ class CacheConfig:
     page_size: int | None = knob(
         None, "tokens per page; None: 16 on CPU, 64 on GPU", low=1, high=256
     )
-    kv_dtype: str = knob("auto", "auto: the model's dtype", choices=("auto", "float32", "bfloat16"))
+    kv_dtype: str = knob(
+        "auto",
+        "what KV pages hold: auto (the model's dtype), or int8 or fp8 with a scale for each head of"
+        " a token, in about half the memory of bfloat16",
+        choices=("auto", "float32", "bfloat16", "int8", "fp8"),
+    )
+    kv_layers: str | None = knob(
+        None, "layers whose pages hold something else than kv_dtype, such as 0-1:bfloat16,27:fp8"
+    )
     kv_memory: int | None = knob(
         None,
         "bytes for KV pages; None: on CPU the smaller of 4 GiB and a quarter of the memory limit,"

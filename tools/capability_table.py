@@ -23,6 +23,7 @@ ROWS = {  # the name that tests use, and what it means
     "tokenizers": "`tokenizer.json` and sentencepiece; never half a character",
     "chat templates": "in a sandbox",
     "bfloat16": "weights and KV pages",
+    "quantized KV": "int8 and fp8 pages, a scale for each head of a token, by layer if asked",
     "quantized weights": "int8, int8_dynamic and int4, quantized while they load",
     "native kernels": "C++ for AMX, AVX-512, AVX2 or any CPU, built at first use",
     "GPU kernels": "Mosaic: attention over pages, int8, int4 and fp8 products; compiled in CI",
@@ -51,7 +52,7 @@ ROWS = {  # the name that tests use, and what it means
     "drain": "SIGTERM finishes what runs and refuses what is new",
     "metrics": "Prometheus, under our names and vLLM's",
     "checkpoint tools": "`rtp-jax-ckpt inspect, convert, verify, merge-lora, quantize`",
-    "command line": "`rtp-jax generate, chat, serve, bench, info, plan, doctor`",
+    "command line": "`rtp-jax generate, chat, serve, bench, info, plan, kv-layers, doctor`",
     "benchmarks": "`rtp-jax bench latency, throughput, serve, load`, gRPC and HTTP",
 }
 

@@ -25,7 +25,7 @@ from bench.gpu.timing import (
 )
 from rtp_jax.errors import KernelError
 from rtp_jax.kernels.paged_attention import KERNELS, paged_attention, reference
-from rtp_jax.kernels.pages import StepInputs, write_scaled_kv
+from rtp_jax.kernels.pages import KVGroup, StepInputs, write_kv
 
 PAGE_SIZE = 64
 # bfloat16 results of about unit size: rounded once, from weights that were rounded once.
@@ -110,11 +110,11 @@ def inputs_of(shape: Shape, scale: Scale) -> Inputs:
             numbers
         )
         return Inputs(query, pages, None, sinks, step)
-    pages, scales = jax.jit(functools.partial(_scaled, kv_dtype=shape.kv_dtype))(numbers)
+    pages, scales, _ = jax.jit(functools.partial(_scaled, kv_dtype=shape.kv_dtype))(numbers)
     return Inputs(query, pages, scales, sinks, step)
 
 
-def _scaled(numbers: jax.Array, *, kv_dtype: str) -> tuple[jax.Array, jax.Array]:
+def _scaled(numbers: jax.Array, *, kv_dtype: str) -> KVGroup:
     """Encode whole pages by writing each as if its tokens were new."""
     pages, layers, _, kv_heads, size, head_dim = numbers.shape
     storage = jnp.dtype(jnp.int8 if kv_dtype == "int8" else jnp.uint8)
@@ -127,10 +127,10 @@ def _scaled(numbers: jax.Array, *, kv_dtype: str) -> tuple[jax.Array, jax.Array]
         query_start=jnp.arange(pages, dtype=jnp.int32) * size,
         query_count=jnp.full(pages, size, jnp.int32),
     )
-    held = jnp.zeros(numbers.shape, storage), jnp.zeros(numbers.shape[:-1], jnp.float32)
+    held = KVGroup(jnp.zeros(numbers.shape, storage), jnp.zeros(numbers.shape[:-1], jnp.float32))
     for layer in range(layers):
         rows = numbers[:, layer].transpose(1, 0, 3, 2, 4).reshape(2, -1, kv_heads, head_dim)
-        held = write_scaled_kv(*held, jnp.int32(layer), rows[0], rows[1], step)
+        held = write_kv(held, jnp.int32(layer), rows[0], rows[1], step)
     return held
 
 

@@ -111,8 +111,8 @@ def step(loaded: Loaded, name: str, work: Work, scale: Scale, limits: Limits) ->
     runner = engine._parts.runner
     shapes, length = runner.shapes, work.before + work.new
     needed = work.batch * -(-length // shapes.page_size)
-    if needed >= shapes.page_shapes[0][0] or length >= shapes.max_model_len:
-        raise Skip(f"{needed} pages and {length} tokens; there are {shapes.page_shapes[0][0]}")
+    if needed >= shapes.num_pages or length >= shapes.max_model_len:
+        raise Skip(f"{needed} pages and {length} tokens; there are {shapes.num_pages}")
     batch = runner.prepare(plan_of(work, shapes.page_size))
     sizes = {"num_bytes": work.num_bytes(model, scale.pick(2, 4)), "flops": work.flops(model)}
     repeats = min(repeats_for(limits.floor(**sizes)[0], dry=scale.dry), 50)

@@ -23,6 +23,7 @@ from rtp_jax.late_imports import late
 from rtp_jax.metrics import Metrics
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.quant.kv_schemes import KVLayers, kv_layers
 from rtp_jax.quant.schemes import Scheme, schemes_of
 from rtp_jax.runner.buckets import lattice
 from rtp_jax.runner.device import DeviceFacts, find_device
@@ -83,7 +84,7 @@ class Decided:
     spec: ModelSpec
     facts: DeviceFacts
     dtype: str
-    kv_dtype: str
+    kv: KVLayers
     memory: MemoryPlan
     tokenizer: Tokenizer | None
     templates: dict[str, Any]  # of `ChatTemplate`, by name
@@ -136,6 +137,7 @@ def decide(model: str, config: EngineConfig) -> Decided:
     facts = find_device(config.runner.platform)
     dtype = facts.best_dtype if config.model.dtype == "auto" else config.model.dtype
     kv_dtype = dtype if config.cache.kv_dtype == "auto" else config.cache.kv_dtype
+    kv = kv_layers(spec.num_layers, kv_dtype, config.cache.kv_layers)
     tokenizer = None
     if not config.model.skip_tokenizer_init:
         tokenizer = load_tokenizer(Path(config.model.tokenizer or folder))
@@ -145,9 +147,9 @@ def decide(model: str, config: EngineConfig) -> Decided:
         spec=spec,
         facts=facts,
         dtype=dtype,
-        kv_dtype=kv_dtype,
+        kv=kv,
         memory=plan_memory(
-            model_memory(spec, _schemes(config), dtype, kv_dtype),
+            model_memory(spec, _schemes(config), dtype, kv),
             model=config.model,
             cache=config.cache,
             scheduler=config.scheduler,
@@ -165,7 +167,7 @@ def _schemes(config: EngineConfig) -> tuple[Scheme, Scheme]:
 
 
 def model_memory(
-    spec: ModelSpec, schemes: tuple[Scheme, Scheme], dtype: str, kv_dtype: str
+    spec: ModelSpec, schemes: tuple[Scheme, Scheme], dtype: str, kv: KVLayers
 ) -> ModelMemory:
     """Tell the memory plan about a model whose layers and head have these schemes."""
     itemsize = ITEMSIZE[dtype]
@@ -180,7 +182,7 @@ def model_memory(
         vocab_size=spec.vocab_size,
         max_positions=spec.max_positions,
         itemsize=itemsize,
-        kv_itemsize=ITEMSIZE[kv_dtype],
+        kv=kv,
     )
 
 
@@ -193,7 +195,7 @@ def _runner_plan(config: EngineConfig, decided: Decided, progress: Progress) -> 
         attention=config.runner.attention,
         matmul=config.runner.matmul,
         skip_padding=not config.model.deterministic,
-        kv_dtype=decided.kv_dtype,
+        kv=decided.kv,
         num_pages=decided.memory.num_pages,
         page_size=decided.memory.page_size,
         max_model_len=decided.memory.max_model_len,
@@ -289,7 +291,7 @@ def _scheduler(
         vocab_size=shapes.padded_vocab_size,
         page_key=(config.cache.page_key or print_of_model).encode(),
         model_epoch=print_of_model,
-        kv_scheme=decided.kv_dtype,
+        kv_scheme=decided.kv.describe(),
         prefix_caching=config.cache.enable_prefix_caching,
         max_logit_rows=config.scheduler.max_num_seqs,
     )
@@ -300,7 +302,7 @@ def _limits(runner: Runner) -> Limits:
     return Limits(
         max_model_len=shapes.max_model_len,
         vocab_size=shapes.vocab_size,
-        num_pages=shapes.page_shapes[0][0],
+        num_pages=shapes.num_pages,
         page_size=shapes.page_size,
     )
 
@@ -324,7 +326,7 @@ def _info(
         vocab_size=shapes.vocab_size,
         max_model_len=shapes.max_model_len,
         dtype=decided.dtype,
-        kv_dtype=decided.kv_dtype,
+        kv_dtype=decided.kv.describe(),
         page_size=shapes.page_size,
         num_pages=decided.memory.num_pages,
         max_num_seqs=config.scheduler.max_num_seqs,

@@ -17,6 +17,7 @@ from rtp_jax.delivery.collector import Collector
 from rtp_jax.engine.bulk import run_all
 from rtp_jax.engine.collection import collection_paused
 from rtp_jax.engine.info import Loads, ModelInfo
+from rtp_jax.engine.kv_choice import KVChoice, choose_kv_layers
 from rtp_jax.engine.loop import ResetPrefixCache
 from rtp_jax.engine.readers import LoopHub, Mailbox, QueueReader, Stream
 from rtp_jax.engine.requests import (
@@ -72,6 +73,27 @@ class Engine:
         self.default_sampling_params: SamplingParams = parts.default_params
         self._hubs: dict[asyncio.AbstractEventLoop, LoopHub] = {}
         self._parts = parts
+
+    @staticmethod
+    def choose_kv_layers(
+        model: str,
+        texts: Sequence[str],
+        *,
+        budget: float,
+        progress: Callable[[str], None] | None = None,
+        **options: object,
+    ) -> KVChoice:
+        """Measure on texts which layers may keep KV in int8 or fp8; `kv_layers` takes the answer.
+
+        Args:
+          model: as for an engine.
+          texts: a few pages, of the kind that the model will read.
+          budget: how far the distribution of the next token may move: KL in nats per token.
+          progress: told each figure.
+          options: as for an engine, without `kv_dtype` and `kv_layers`.
+        """
+        config = EngineConfig.from_options(**options)
+        return choose_kv_layers(model, config, texts, budget=budget, progress=progress or _silent)
 
     def __enter__(self) -> "Engine":
         return self

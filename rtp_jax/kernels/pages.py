@@ -29,6 +29,20 @@ KVPages = Num[Array, "pages layers 2 kv_heads page_size head_dim"]
 KVScales = Float32[Array, "pages layers 2 kv_heads page_size"]
 LARGEST = {"int8": 127.0, "uint8": 448.0}  # what the largest number of a head is stored as
 SMALLEST_SCALE = 1e-30  # of a head that is all zeros
+ROUNDINGS = ("plain", "int8", "fp8")
+
+
+class KVGroup(NamedTuple):
+    """The arrays of one KV group.
+
+    Layers are counted within the group; all groups have the same pages, under the same numbers.
+    """
+
+    pages: KVPages
+    scales: KVScales | None  # None: pages hold numbers as they are
+    # For calibration: which of `ROUNDINGS` the numbers of each layer go through before pages of
+    # float32 hold them; None: none.
+    rounding: Int32[Array, " layers"] | None = None
 
 
 class StepInputs(NamedTuple):
@@ -75,35 +89,57 @@ def from_bits(x: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
 
 
 def write_kv(
-    pages: KVPages,
+    kv: KVGroup,
     layer: Int32[Array, ""],
     key: Num[Array, "tokens kv_heads head_dim"],
     value: Num[Array, "tokens kv_heads head_dim"],
     step: StepInputs,
-) -> KVPages:
-    """Store the keys and values of a step's tokens in their pages, in place when donated."""
+) -> KVGroup:
+    """Store the keys and values of a step's tokens in their pages, in place when donated.
+
+    Where there are scales, each head of a token gets its own: its largest number is stored as the
+    largest there is.
+    """
+    pages, scales, rounding = kv
     page, offset = _places(step, pages.shape[4])
     new = jnp.stack([key, value], axis=1)  # [tokens, 2, kv_heads, head_dim]
-    rows = to_bits(new, pages.dtype)
-    return pages.at[page, layer, :, :, offset].set(rows)
+    if rounding is not None:
+        new = jax.lax.switch(rounding[layer], [jnp.float32, _through_int8, _through_fp8], new)
+    if scales is not None:
+        new, scale = _scaled(new, pages.dtype)
+        scales = scales.at[page, layer, :, :, offset].set(scale)
+    pages = pages.at[page, layer, :, :, offset].set(to_bits(new, pages.dtype))
+    return KVGroup(pages, scales, rounding)
 
 
-def write_scaled_kv(
-    pages: KVPages,
-    scales: KVScales,
-    layer: Int32[Array, ""],
-    key: Num[Array, "tokens kv_heads head_dim"],
-    value: Num[Array, "tokens kv_heads head_dim"],
-    step: StepInputs,
-) -> tuple[KVPages, KVScales]:
-    """Store a step's tokens in pages of int8 or float8, each head of a token with its own scale."""
-    page, offset = _places(step, pages.shape[4])
-    new = jnp.stack([key, value], axis=1).astype(jnp.float32)
-    scale = jnp.maximum(jnp.abs(new).max(-1) / LARGEST[pages.dtype.name], SMALLEST_SCALE)
-    scaled = new / scale[..., None]
-    rows = to_bits(jnp.round(scaled) if pages.dtype == jnp.int8 else scaled, pages.dtype)
-    pages = pages.at[page, layer, :, :, offset].set(rows)
-    return pages, scales.at[page, layer, :, :, offset].set(scale)
+def _scaled(
+    x: Num[Array, "*shape head_dim"], storage: jnp.dtype
+) -> tuple[Float32[Array, "*shape head_dim"], Float32[Array, "*shape"]]:
+    """Divide each head by its scale, and round it where pages hold integers."""
+    wide = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(wide).max(-1) / LARGEST[storage.name], SMALLEST_SCALE)
+    # A head with what is no number has a scale that is none: among integers nobody would see it,
+    # and the largest of a head may not be it, as XLA's maximum on a CPU passes over NaN at times.
+    sound = jnp.isfinite(wide).all(-1)
+    divided = jnp.where(sound[..., None], wide / scale[..., None], 0)
+    scale = jnp.where(sound, scale, jnp.nan)
+    return jnp.round(divided) if storage == jnp.int8 else divided, scale
+
+
+def _through_int8(x: Num[Array, "*shape head_dim"]) -> Float32[Array, "*shape head_dim"]:
+    return _through(x, jnp.dtype(jnp.int8))
+
+
+def _through_fp8(x: Num[Array, "*shape head_dim"]) -> Float32[Array, "*shape head_dim"]:
+    return _through(x, jnp.dtype(jnp.uint8))
+
+
+def _through(
+    x: Num[Array, "*shape head_dim"], storage: jnp.dtype
+) -> Float32[Array, "*shape head_dim"]:
+    """Give the numbers that are read where `x` was stored."""
+    divided, scale = _scaled(x, storage)
+    return from_bits(to_bits(divided, storage)).astype(jnp.float32) * scale[..., None]
 
 
 def _places(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int32
 from rtp_jax.kernels.native import library
 from rtp_jax.kernels.native.attention import HeadNorms, rope_kv
 from rtp_jax.kernels.paged_attention import paged_attention
-from rtp_jax.kernels.pages import KVPages, StepInputs, write_kv
+from rtp_jax.kernels.pages import KVGroup, StepInputs, write_kv
 from rtp_jax.layers.linear import Linear, Place, project
 from rtp_jax.layers.norm import RMSNorm
 from rtp_jax.layers.rope import Rotation, rotate
@@ -63,50 +63,52 @@ class Attention(nnx.Module):
         self,
         residual: Float[Array, "tokens hidden"],
         x: Float[Array, "tokens hidden"],
-        pages: KVPages,
+        kv: KVGroup,
         place: Place,
         step: StepInputs,
         *,
         turn: Rotation,
         window: Int32[Array, ""] | int | None = None,
-    ) -> tuple[Float[Array, "tokens hidden"], KVPages]:
-        """Add the attention of `x` to the residual stream; its KV is in the pages."""
+    ) -> tuple[Float[Array, "tokens hidden"], KVGroup]:
+        """Add the attention of `x` to the residual stream; its KV is in the pages of the group."""
         query, key, value = project(x, [self.query, self.key, self.value], place)
-        place_heads = self._place_heads if self.native is None else self._place_heads_in_cpp
-        query, pages = place_heads((query, key, value), pages, place, step, turn)
+        in_cpp = self.native is not None and kv.rounding is None
+        place_heads = self._place_heads_in_cpp if in_cpp else self._place_heads
+        query, kv = place_heads((query, key, value), kv, place, step, turn)
         mixed = paged_attention(
             query,
-            pages,
+            kv.pages,
             place.layer,
             step,
             scale=self.head_dim**-0.5,
             sliding_window=window,
+            scales=kv.scales,
             platform=self.platform,
             implementation=self.implementation,
         )
-        return self.output.add_to(residual, mixed.reshape(x.shape[0], -1), place), pages
+        return self.output.add_to(residual, mixed.reshape(x.shape[0], -1), place), kv
 
     def _place_heads(
-        self, projected: Projected, pages: KVPages, place: Place, step: StepInputs, turn: Rotation
-    ) -> tuple[Float[Array, "tokens heads head_dim"], KVPages]:
+        self, projected: Projected, kv: KVGroup, place: Place, step: StepInputs, turn: Rotation
+    ) -> tuple[Float[Array, "tokens heads head_dim"], KVGroup]:
         """Turn queries by their positions; turn keys and write them and values to the pages."""
         query, key, value = map(self._heads, projected)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query, place), self.key_norm(key, place)
         query, key = rotate(query, turn), rotate(key, turn)
-        return query, write_kv(pages, place.layer, key, value, step)
+        return query, write_kv(kv, place.layer, key, value, step)
 
     def _place_heads_in_cpp(
-        self, projected: Projected, pages: KVPages, place: Place, step: StepInputs, turn: Rotation
-    ) -> tuple[Float[Array, "tokens heads head_dim"], KVPages]:
+        self, projected: Projected, kv: KVGroup, place: Place, step: StepInputs, turn: Rotation
+    ) -> tuple[Float[Array, "tokens heads head_dim"], KVGroup]:
         """Do the same in one pass over the projections, for the tokens that are no padding."""
         norms, kernels = None, library.loaded(self.native)
         assert kernels is not None
         if self.query_norm is not None and self.key_norm is not None:
             factors = self.query_norm.scale[...], self.key_norm.scale[...]
-            norms = HeadNorms(*factors, self.query_norm.eps)
+            norms = HeadNorms(*factors, place.row, self.query_norm.eps)
         return rope_kv(
-            kernels, projected, pages, place.layer, step, cos=turn.cos, sin=turn.sin, norms=norms
+            kernels, projected, kv, place.layer, step, cos=turn.cos, sin=turn.sin, norms=norms
         )
 
     def _heads(self, x: Float[Array, "tokens width"]) -> Float[Array, "tokens heads head_dim"]:

@@ -20,7 +20,7 @@ from rtp_jax.layers.target import Target
 class Place(NamedTuple):
     """Where in the model a call is, and how much of its input matters."""
 
-    layer: Int32[Array, ""]
+    layer: Int32[Array, ""]  # within its KV group
     rows: Int32[Array, ""] | None  # leading rows that are no padding; None: all
     stack: Int32[Array, ""] | int | None = None  # row of the parameters' stacks; None: `layer`
 

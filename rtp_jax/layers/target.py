@@ -20,6 +20,7 @@ class Target(NamedTuple):
     # Kernels may leave out the padding behind a step's tokens. Not where the arithmetic of a token
     # must never depend on how many others there are.
     skip_padding: bool = True
+    kv_groups: tuple[int, ...] = ()  # for each layer the KV group that it is in; (): all in one
 
     @property
     def unrolled(self) -> bool:

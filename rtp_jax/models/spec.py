@@ -70,10 +70,6 @@ class ModelSpec:
         matrix_bytes, head_bytes = matrix_bytes or itemsize, head_bytes or itemsize
         return round(plain * itemsize + matrices * matrix_bytes + head * head_bytes)
 
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes that one token takes in the KV pages of all layers."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * itemsize
-
-    def kv_page_shape(self, page_size: int) -> tuple[int, ...]:
-        """Shape of one page: [layers, 2, kv_heads, page_size, head_dim]."""
-        return (self.num_layers, 2, self.num_kv_heads, page_size, self.head_dim)
+    def kv_page_shape(self, page_size: int, num_layers: int | None = None) -> tuple[int, ...]:
+        """Shape of a page of a KV group: [layers, 2, kv_heads, page_size, head_dim]; None: all."""
+        return (num_layers or self.num_layers, 2, self.num_kv_heads, page_size, self.head_dim)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
+from rtp_jax.quant.kv_schemes import KV_SCHEMES, KVLayers
 from rtp_jax.runner.host_memory import host_memory
 
 MIB, GIB = 1 << 20, 1 << 30
 PAGE_SIZES = {"cpu": 16, "cuda": 64}
 RESERVES = {"cpu": 256 * MIB, "cuda": GIB}  # compiled programs, the runtime, attention's tiles
 LOGITS_COPIES = {"cpu": 2, "cuda": 5}  # a CPU samples few rows at a time; a GPU all of them at once
+SMALLER_KV = {"float32": "bfloat16", "bfloat16": "int8"}  # what saves memory, and costs least
 PADDING = 8  # rows and tokens come in multiples of this; see buckets.py
 
 
@@ -34,12 +36,12 @@ class ModelMemory:
     vocab_size: int
     max_positions: int
     itemsize: int  # bytes of a number in computation
-    kv_itemsize: int  # and in KV pages
+    kv: KVLayers  # how each layer keeps keys and values
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.kv_itemsize
+        """Keys and values of one token in all layers, and their scales."""
+        return self.kv.bytes_per_token(self.num_kv_heads, self.head_dim)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,8 +220,12 @@ def _fixes(
         name = "kv_memory" if cache.num_pages is None else "num_pages"
         value = (needed + 1) * (page_bytes if cache.num_pages is None else 1)
         fixes.append(f"raise {name} to >= {value}")
-    if sizes.kv_itemsize == 4 and cache.num_pages is None:
-        fixes.append(f"set kv_dtype=bfloat16 ({2 * num_pages - 1} fit)")
+    smaller = SMALLER_KV.get(sizes.kv.describe())
+    if smaller is not None and cache.num_pages is None:
+        kv = KVLayers((KV_SCHEMES[smaller],) * sizes.num_layers)
+        per_token = kv.bytes_per_token(sizes.num_kv_heads, sizes.head_dim)
+        fit = num_pages * sizes.kv_bytes_per_token // per_token - 1
+        fixes.append(f"set kv_dtype={smaller} ({fit} fit)")
     return fixes
 
 

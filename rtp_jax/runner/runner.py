@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rtp_jax.kernels.pages import KVGroup
 from rtp_jax.request import StepPlan, StepResult
 from rtp_jax.runner.batch import Batch, SlotTable, WideArrays
 from rtp_jax.runner.buckets import Bucket
@@ -31,13 +32,17 @@ class StepShapes:
     """The sizes that shape every program of an engine."""
 
     buckets: tuple[Bucket, ...]
-    page_shapes: tuple[tuple[int, ...], ...]  # one for each KV group
-    page_dtype: np.dtype
+    kv: tuple[KVGroup, ...]  # shapes and dtypes of each KV group
     num_slots: int
     max_model_len: int
     page_size: int
     vocab_size: int  # ids that may be sampled
     padded_vocab_size: int  # columns of the logits
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that there are, the null page included."""
+        return self.kv[0].pages.shape[0]
 
     @property
     def table_width(self) -> int:
@@ -92,7 +97,7 @@ class Runner:
         self.shapes = shapes
         self.compile_report = CompileReport()
         self._weights = weights
-        self._build = build
+        self.build = build
         self._device = device
         self._slots = SlotTable(
             num_slots=shapes.num_slots,
@@ -127,6 +132,11 @@ class Runner:
         state = self._programs["state"]()
         zero(state, self._device)
         self._state = state
+
+    @property
+    def weights(self) -> list[jax.Array]:
+        """The leaves that `build` takes; there are none after `close`."""
+        return self._weights
 
     def watch_compiles(self) -> CompileWatch:
         """Count what the calling thread compiles from now on."""
@@ -164,12 +174,9 @@ class Runner:
     def programs(self) -> list[Program]:
         """Describe every program of the lattice, largest first, so that compiling overlaps."""
         history = jax.ShapeDtypeStruct(self.shapes.history_shape, jnp.int32)
-        pages = tuple(
-            jax.ShapeDtypeStruct(shape, self.shapes.page_dtype) for shape in self.shapes.page_shapes
-        )
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         row = jax.ShapeDtypeStruct((self.shapes.history_shape[1],), jnp.int32)
-        state = State._make((pages, history))
+        state = State._make((self.shapes.kv, history))
         make = Program("state", maker(state, self._device.platform), (), state)
         steps = [self._step(bucket, state) for bucket in self.shapes.buckets]
         write = Program("history", set_history, (history, scalar, row), history, donated=(0,))
@@ -180,7 +187,7 @@ class Runner:
         describe = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         return Program(
             f"step-{bucket}",
-            step_function(self._build, fields, self.shapes.vocab_size),
+            step_function(self.build, fields, self.shapes.vocab_size),
             (
                 describe(self._weights),
                 state,

@@ -10,23 +10,23 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rtp_jax.config import native_cache
 from rtp_jax.errors import FailedPrecondition
 from rtp_jax.kernels.native import library
 from rtp_jax.kernels.native.build import source_hash
-from rtp_jax.kernels.pages import storage_dtype
 from rtp_jax.late_imports import late
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.models.structure import Skeleton, describe, described_skeleton
+from rtp_jax.quant.kv_schemes import KVLayers
 from rtp_jax.quant.schemes import Scheme
 from rtp_jax.runner import kept_files
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.device import DeviceFacts
 from rtp_jax.runner.encoders import encoders
+from rtp_jax.runner.kv_arrays import kv_arrays
 from rtp_jax.runner.programs import environment_key
 from rtp_jax.runner.runner import Runner, StepShapes
 from rtp_jax.weights.convert import Allocate, aligned
@@ -48,7 +48,7 @@ class RunnerPlan:
     matmul: str
     native: str  # level of the C++ kernels, "auto" or "off"
     skip_padding: bool
-    kv_dtype: str
+    kv: KVLayers
     num_pages: int
     page_size: int
     max_model_len: int
@@ -84,8 +84,7 @@ def start_runner(
     )
     shapes = StepShapes(
         buckets=plan.buckets,
-        page_shapes=((plan.num_pages, *spec.kv_page_shape(plan.page_size)),),
-        page_dtype=np.dtype(storage_dtype(jnp.dtype(plan.kv_dtype))),
+        kv=kv_arrays(spec, plan.kv, num_pages=plan.num_pages, page_size=plan.page_size),
         num_slots=plan.num_slots,
         max_model_len=plan.max_model_len,
         page_size=plan.page_size,
@@ -131,6 +130,7 @@ def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
         head_scheme=head_scheme,
         native=None if kernels is None else kernels.level,
         skip_padding=plan.skip_padding,
+        kv_groups=plan.kv.group_of,
     )
 
 

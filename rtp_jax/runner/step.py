@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
-from rtp_jax.kernels.pages import KVPages, StepInputs
+from rtp_jax.kernels.pages import KVGroup, StepInputs
 from rtp_jax.runner.packing import Layout
 from rtp_jax.runner.sampler import RowOptions, Sampled, WideOptions, sample
 
@@ -24,7 +24,7 @@ History = Int32[Array, "slots length"]  # token id at each position of each slot
 class State(NamedTuple):
     """What a step consumes and returns; donated, so it is updated in place."""
 
-    pages: tuple[KVPages, ...]  # one array for each KV group
+    kv: tuple[KVGroup, ...]
     history: History
 
 
@@ -41,8 +41,8 @@ class WideArguments(NamedTuple):
 class Model(Protocol):
     """What the step needs of a model."""
 
-    def __call__(self, tokens: Array, pages: tuple[Array, ...], step: StepInputs, /) -> tuple:
-        """Run the layers over `tokens`: hidden states [tokens, hidden], and the pages."""
+    def __call__(self, tokens: Array, kv: tuple[KVGroup, ...], step: StepInputs, /) -> tuple:
+        """Run the layers over `tokens`: hidden states [tokens, hidden], and the KV groups."""
         ...
 
     def unembed(self, hidden: Array, rows: Array | None, /) -> Array:
@@ -79,13 +79,13 @@ def run_step(
         query_count=fields["query_count"],
     )
     model = build(weights)
-    hidden, pages = model(tokens, state.pages, step)
+    hidden, kv = model(tokens, state.kv, step)
     logits = model.unembed(hidden[fields["logit_rows"]], fields["num_logit_rows"][0])
     sampled = sample(
         logits, history, _row_options(fields), _wide_options(wide), vocab_size=vocab_size
     )
     history = history.at[fields["commit_slots"], fields["row_positions"]].set(sampled.token_ids)
-    return State(pages, history), sampled
+    return State(kv, history), sampled
 
 
 def set_history(history: History, slot: Int32[Array, ""], ids: Int32[Array, " length"]) -> History:

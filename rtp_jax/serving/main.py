@@ -1,6 +1,6 @@
 """The command line: which command was meant, and how it ends.
 
-    rtp-jax generate | chat | serve | bench | info | plan | doctor | --version
+    rtp-jax generate | chat | serve | bench | info | plan | kv-layers | doctor | --version
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Errors are one message, never a
 trace.  Nothing here imports the engine, which takes seconds, before a command needs it.
@@ -16,6 +16,7 @@ from importlib import metadata
 from rtp_jax.errors import InvalidArgument, RtpError, Unimplemented
 from rtp_jax.serving.bench_command import bench
 from rtp_jax.serving.generate_command import chat, generate
+from rtp_jax.serving.kv_command import kv_layers
 from rtp_jax.serving.look_commands import doctor, info, plan
 from rtp_jax.serving.serve_command import serve
 
@@ -27,6 +28,7 @@ COMMANDS = {  # name -> what runs, what it does
     "bench": (bench, "measure an engine or a server"),
     "info": (info, "say what a model or a server is"),
     "plan": (plan, "show how the memory would be used, without starting"),
+    "kv-layers": (kv_layers, "measure which layers may keep KV in fewer bits"),
     "doctor": (doctor, "check this installation"),
 }
 # What is wrong about how a command was called: options, settings, files of the server.

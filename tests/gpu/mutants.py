@@ -65,9 +65,7 @@ def copying_step() -> Program:
 
     def copying(weights, state, *rest):
         after, sampled = program.function(weights, state, *rest)
-        mixed = tuple(
-            new | jnp.flip(old, 0) for new, old in zip(after.pages, state.pages, strict=True)
-        )
+        mixed = jax.tree.map(lambda new, old: new | jnp.flip(old, 0), after.kv, state.kv)
         return State(mixed, after.history), sampled
 
     return dataclasses.replace(program, function=copying)

@@ -11,6 +11,7 @@ from bench.gpu.results import Results, Row, Skip
 from bench.gpu.timing import Limits
 from bench.gpu.work import Sizes, Work, shrunk, works
 from rtp_jax.models.registry import read_spec
+from rtp_jax.quant.kv_schemes import kv_layers
 from tools.model_shapes import SIZES, config_of
 
 FIGURES = {"milliseconds", "spread", "share_of_floor", "bound", "bytes", "flops"}
@@ -95,7 +96,9 @@ def test_sizes_agree_with_the_engine(name):
     norms = spec.num_parameters - matrices
     assert 0 < norms < 1e-3 * spec.num_parameters
     kv = Work(1, 1, 9).num_bytes(sizes, 2) - Work(1, 1, 8).num_bytes(sizes, 2)
-    assert kv == spec.kv_bytes_per_token(2)
+    assert kv == kv_layers(spec.num_layers, "bfloat16").bytes_per_token(
+        spec.num_kv_heads, spec.head_dim
+    )
 
 
 def test_a_causal_step_computes_half_of_the_square():

@@ -119,26 +119,35 @@ bool attention_is_right(Stored stored, bool bfloat16, int64_t threads) {
   return true;
 }
 
-bool rope_is_right(bool bfloat16) {
+bool rope_is_right(bool bfloat16, Stored stored) {
   const int64_t dim = 2 * (1 + below(64)), heads = 4, kv_heads = 2, tokens = 3, page_size = 2;
   const Stored kind = bfloat16 ? Stored::kBfloat16 : Stored::kFloat32;
   Bytes query(tokens * heads * dim, kind), key(tokens * kv_heads * dim, kind),
       value(tokens * kv_heads * dim, kind), out(tokens * heads * dim, kind),
-      pages(2 * 2 * kv_heads * page_size * dim, kind);
+      pages(2 * 2 * kv_heads * page_size * dim, stored);
+  std::vector<float> scales(bytes_of(stored) == 1 ? 2 * 2 * kv_heads * page_size : 0);
   std::vector<float> cos(tokens * dim / 2, 0.0f), sin(tokens * dim / 2, 1.0f);  // a right angle
   auto of = [&](const Bytes& x) { return rope::Numbers{x.data.get(), bfloat16}; };
-  rope::Call c{of(query), of(key), of(value), of(out), of(pages), cos.data(), sin.data(), {}, {},
-               false, 0.0f, heads, kv_heads, dim, 1, page_size, 2, 0};
+  rope::Call c{of(query), of(key), of(value), of(out),
+               {pages.data.get(), scales.empty() ? nullptr : scales.data(), stored},
+               cos.data(), sin.data(), {}, {}, false, 0.0f, heads, kv_heads, dim, 1, page_size, 2, 0};
   for (int64_t t = 0; t < tokens; ++t) rope::turn_token(c, t, 1, t % page_size);
   const int64_t last = (tokens * heads - 1) * dim;  // the last head: (low, high) -> (-high, low)
   for (int64_t i = 0; i < dim / 2; ++i)
     if (out.at(last + i) != -query.at(last + dim / 2 + i) ||
         out.at(last + dim / 2 + i) != query.at(last + i))
       return puts("rope: not a right angle"), false;
-  const int64_t stored = ((2 + 1) * kv_heads + kv_heads - 1) * page_size * dim;  // of token 2
-  for (int64_t i = 0; i < dim; ++i)
-    if (pages.at(stored + i) != value.at((tokens * kv_heads - 1) * dim + i))
+  const int64_t row = ((2 + 1) * kv_heads + kv_heads - 1) * page_size;  // of token 2
+  const double scale = scales.empty() ? 1.0 : scales[row];
+  for (int64_t i = 0; i < dim; ++i) {
+    const double right = value.at((tokens * kv_heads - 1) * dim + i);
+    double far = 0;  // half a step
+    if (stored == Stored::kBfloat16) far = std::abs(right) / 256;
+    if (stored == Stored::kInt8) far = scale * 0.5001;
+    if (stored == Stored::kFloat8) far = std::abs(right) / 15.9 + scale / 1023;
+    if (!(std::abs(pages.at(row * dim + i) * scale - right) <= far))
       return puts("rope: a value is not in its page"), false;
+  }
   return true;
 }
 
@@ -151,7 +160,8 @@ int main() {
       for (bool bfloat16 : {false, true})
         if (!attention_is_right(stored, bfloat16, round % 2 ? 1 : 16)) return 1;
   for (int round = 0; round < 20; ++round)
-    if (!rope_is_right(round % 2)) return 1;
+    for (Stored stored : {Stored::kFloat32, Stored::kBfloat16, Stored::kInt8, Stored::kFloat8})
+      if (!rope_is_right(round % 2, stored)) return 1;
   puts("fine");
   return 0;
 }

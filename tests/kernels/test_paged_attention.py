@@ -12,11 +12,12 @@ from rtp_jax.errors import KernelError
 from rtp_jax.kernels.paged_attention import KERNELS, paged_attention, reference, xla_cpu
 from rtp_jax.kernels.paged_attention.shape import AttentionShape
 from rtp_jax.kernels.pages import (
+    KVGroup,
     StepInputs,
     from_bits,
     storage_dtype,
     to_bits,
-    write_scaled_kv,
+    write_kv,
 )
 
 PADDING = 3
@@ -302,8 +303,8 @@ def test_what_is_written_with_a_scale_is_read_back(stored, error):
     drawn[:, 3] = 0
     key, value = jnp.asarray(drawn, jnp.float32)
     stored_pages = jnp.zeros(pages.shape, storage_dtype(jnp.dtype(stored)))
-    scales = jnp.zeros(pages.shape[:-1], jnp.float32)
-    stored_pages, scales = jax.jit(write_scaled_kv)(stored_pages, scales, layer, key, value, step)
+    kv = KVGroup(stored_pages, jnp.zeros(pages.shape[:-1], jnp.float32))
+    stored_pages, scales, _ = jax.jit(write_kv)(kv, layer, key, value, step)
     numbers = np.float32(from_bits(stored_pages)) * np.asarray(scales)[..., None]
     for token in range(sum(case.new)):
         position = int(step.positions[0, token])

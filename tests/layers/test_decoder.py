@@ -1,16 +1,20 @@
 """The decoder: KV pages are updated in place, and padding touches nobody."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtp_jax.kernels.pages import StepInputs, storage_dtype
+from rtp_jax.kernels.pages import StepInputs
+from rtp_jax.layers.decoder import Run, runs
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
+from rtp_jax.quant.kv_schemes import kv_layers
+from rtp_jax.runner.kv_arrays import kv_arrays
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,69 +41,107 @@ def inputs(count: int) -> StepInputs:
     )
 
 
+class Numbers(NamedTuple):
+    """What the model computes in, and what its pages hold."""
+
+    dtype: str
+    kv_dtype: str
+    kv_layers: str = ""
+
+
 @functools.cache
-def compiled_step(dtype: jnp.dtype):
-    """Compile a step with donated pages: the program, its weights and the shape of its pages."""
-    spec = read_spec(CONFIG)
-    bones = skeleton(spec, Target("cpu", dtype))
+def compiled_step(numbers: Numbers):
+    """Compile a step with donated KV: the program, its weights and the shapes of its KV groups."""
+    spec, dtype = read_spec(CONFIG), jnp.dtype(numbers.dtype)
+    layers = kv_layers(spec.num_layers, numbers.kv_dtype, numbers.kv_layers)
+    bones = skeleton(spec, Target("cpu", dtype, kv_groups=layers.group_of))
     keys = jax.random.split(jax.random.key(0), len(bones.held))
     weights = [
         0.2 * jax.random.normal(key, parameter.shape, parameter.dtype)
         for key, parameter in zip(keys, bones.held.values(), strict=True)
     ]
-    shape = (NUM_PAGES, *spec.kv_page_shape(PAGE_SIZE))
-    pages = (jax.ShapeDtypeStruct(shape, storage_dtype(dtype)),)
+    kv = kv_arrays(spec, layers, num_pages=NUM_PAGES, page_size=PAGE_SIZE)
 
-    def step(weights, tokens, pages, inputs):
+    def step(weights, tokens, kv, inputs):
         model = bones.assemble(weights)
-        hidden, pages = model(tokens, pages, inputs)
-        return model.unembed(hidden), pages
+        hidden, kv = model(tokens, kv, inputs)
+        return model.unembed(hidden), kv
 
     tokens = jnp.arange(TOKENS, dtype=jnp.int32)
-    lowered = jax.jit(step, donate_argnums=2).lower(weights, tokens, pages, inputs(5))
-    return lowered.compile(), weights, pages
+    lowered = jax.jit(step, donate_argnums=2).lower(weights, tokens, kv, inputs(5))
+    return lowered.compile(), weights, kv
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+def fresh(kv):
+    return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), kv)
+
+
+SAME, QUANTIZED = Numbers("float32", "float32"), Numbers("float32", "int8")
+MIXED = Numbers("bfloat16", "int8", "1:bfloat16")  # two groups in three runs
+
+
+@pytest.fixture(params=[SAME, Numbers("bfloat16", "bfloat16"), QUANTIZED, MIXED], ids=str)
 def program(request):
-    """Hand out the program, its weights and fresh pages."""
-    compiled, weights, pages = compiled_step(jnp.dtype(request.param))
-    return compiled, weights, tuple(jnp.zeros(p.shape, p.dtype) for p in pages)
+    """Hand out the program, its weights and fresh KV."""
+    compiled, weights, kv = compiled_step(request.param)
+    return compiled, weights, fresh(kv)
 
 
-def test_pages_are_updated_in_place(program):
-    compiled, _, pages = program
+def test_kv_is_updated_in_place(program):
+    compiled, _, kv = program
     memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= pages[0].nbytes
-    assert memory.temp_size_in_bytes < pages[0].nbytes / 4  # no second copy of them
+    sizes = [one.nbytes for one in jax.tree.leaves(kv)]
+    assert memory.alias_size_in_bytes >= sum(sizes)
+    assert memory.temp_size_in_bytes < min(sizes) / 4  # no second copy of any
 
 
 def test_a_step_writes_its_own_pages_and_the_null_page_only(program):
-    compiled, weights, pages = program
+    compiled, weights, kv = program
     tokens = jnp.arange(TOKENS, dtype=jnp.int32)
-    logits, (written,) = compiled(weights, tokens, pages, inputs(5))
+    logits, written = compiled(weights, tokens, kv, inputs(5))
     assert logits.shape == (TOKENS, CONFIG["vocab_size"])
     assert logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
-    touched = np.flatnonzero(np.asarray(written).any(axis=(1, 2, 3, 4, 5)))
-    assert touched.tolist() == [0, 5, 9]  # five tokens: a page and the first of the next
-    assert not np.asarray(written)[9, :, :, :, 1:].any()
+    for array in map(np.asarray, jax.tree.leaves(written)):
+        touched = np.flatnonzero(array.any(axis=tuple(range(1, array.ndim))))
+        assert touched.tolist() == [0, 5, 9]  # five tokens: a page and the first of the next
+        assert not array[9, :, :, :, 1:].any()
+        assert array[5].any(axis=tuple(range(1, array.ndim - 1))).all()  # every layer of the group
 
 
 def test_padding_does_not_change_a_token(program):
-    compiled, weights, pages = program
+    compiled, weights, kv = program
     tokens = jnp.arange(TOKENS, dtype=jnp.int32)
-    fresh = jax.tree.map(jnp.copy, pages)
-    one, _ = compiled(weights, tokens, pages, inputs(5))
-    other, _ = compiled(weights, tokens.at[5:].set(63), fresh, inputs(5))
+    copied = jax.tree.map(jnp.copy, kv)
+    one, _ = compiled(weights, tokens, kv, inputs(5))
+    other, _ = compiled(weights, tokens.at[5:].set(63), copied, inputs(5))
     np.testing.assert_array_equal(one[:5], other[:5])
+
+
+def test_quantized_kv_moves_logits_a_little():
+    tokens = jnp.arange(TOKENS, dtype=jnp.int32)
+
+    def logits(numbers: Numbers) -> np.ndarray:
+        compiled, weights, kv = compiled_step(numbers)
+        return np.asarray(compiled(weights, tokens, fresh(kv), inputs(8))[0])
+
+    plain, quantized = logits(SAME), logits(QUANTIZED)
+    # A number of a head is off by 1/254 of its largest at most; three layers add up.
+    error = np.abs(plain - quantized).max() / np.abs(plain).max()
+    assert 0 < error < 0.02
+
+
+def test_layers_of_a_group_that_are_neighbours_run_together():
+    assert runs((0, 0, 0)) == [Run(0, 3, 0, 0)]
+    assert runs((0, 1, 1, 0)) == [Run(0, 1, 0, 0), Run(1, 2, 1, 0), Run(3, 1, 0, 1)]
 
 
 def test_the_step_lowers_for_a_gpu_that_is_not_here():
     spec = read_spec(CONFIG)
-    bones = skeleton(spec, Target("cuda", jnp.dtype("bfloat16")))
-    pages = (jax.ShapeDtypeStruct((9, *spec.kv_page_shape(PAGE_SIZE)), jnp.uint16),)
+    bones = skeleton(spec, Target("cuda", jnp.dtype("bfloat16"), kv_groups=(0, 0, 1)))
+    layers = kv_layers(3, "fp8", "2:bfloat16")
+    kv = kv_arrays(spec, layers, num_pages=9, page_size=PAGE_SIZE)
     step = jax.jit(lambda weights, *rest: bones.assemble(weights)(*rest), donate_argnums=2)
     tokens = jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
-    traced = step.trace(list(bones.held.values()), tokens, pages, inputs(5))
+    traced = step.trace(list(bones.held.values()), tokens, kv, inputs(5))
     assert "stablehlo" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rtp_jax.kernels.pages import StepInputs, storage_dtype
+from rtp_jax.kernels.pages import StepInputs
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture, read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.quant.kv_schemes import kv_layers
+from rtp_jax.runner.kv_arrays import kv_arrays
 from rtp_jax.weights import loader
 from tests.golden import recipe
 
@@ -74,14 +76,15 @@ class Run:
         rng = np.random.default_rng(0)
         self.table = np.zeros((SEQUENCES, width), np.int32)
         self.table[0] = 1 + rng.permutation(width)
-        shape = (width + 1, *spec.kv_page_shape(PAGE_SIZE))
-        self.pages = (jnp.zeros(shape, storage_dtype(jnp.dtype(dtype))),)
+        kv = kv_layers(spec.num_layers, dtype)
+        described = kv_arrays(spec, kv, num_pages=width + 1, page_size=PAGE_SIZE)
+        self.kv = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
         self.length = 0
 
-        def step(weights, tokens, pages, inputs):
+        def step(weights, tokens, kv, inputs):
             model = bones.assemble(weights)
-            hidden, pages = model(tokens, pages, inputs)
-            return model.unembed(hidden), pages
+            hidden, kv = model(tokens, kv, inputs)
+            return model.unembed(hidden), kv
 
         self.step = jax.jit(step, donate_argnums=2)
 
@@ -100,7 +103,7 @@ class Run:
             query_count=np.array([count, 0], np.int32),
         )
         inputs = jax.tree.map(jnp.asarray, inputs)
-        logits, self.pages = self.step(self.weights, jnp.asarray(tokens), self.pages, inputs)
+        logits, self.kv = self.step(self.weights, jnp.asarray(tokens), self.kv, inputs)
         self.length += count
         return np.asarray(logits[:count])
 

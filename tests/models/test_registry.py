@@ -10,6 +10,7 @@ from rtp_jax.layers.rope_frequencies import Linear, Unscaled, Yarn
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import ARCHITECTURES, architecture, read_spec
 from rtp_jax.models.skeleton import skeleton
+from rtp_jax.quant.kv_schemes import kv_layers
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -51,7 +52,8 @@ def test_spec_skeleton_and_table_agree(family, bias, tied):
 def test_sizes_of_a_spec():
     spec = read_spec(config())
     assert spec.kv_page_shape(16) == (3, 2, 2, 16, 16)
-    assert spec.kv_bytes_per_token(4) * 16 == math.prod(spec.kv_page_shape(16)) * 4
+    per_token = kv_layers(3, "float32").bytes_per_token(2, 16)
+    assert per_token * 16 == math.prod(spec.kv_page_shape(16)) * 4
     assert (spec.max_positions, spec.windows, spec.dtype) == (512, (None,) * 3, "float32")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
+from rtp_jax.quant.kv_schemes import kv_layers
 from rtp_jax.runner.memory_plan import GIB, MIB, MemoryPlan, ModelMemory, plan_memory
 
 SIZES = ModelMemory(
@@ -21,7 +22,7 @@ SIZES = ModelMemory(
     vocab_size=32_000,
     max_positions=4096,
     itemsize=4,
-    kv_itemsize=4,
+    kv=kv_layers(4, "float32"),
 )
 # A token: 4 layers x 2 x 2 heads x 64 x 4 bytes = 4096 bytes; a page of 16: 65536.
 PAGE = 65_536
@@ -117,7 +118,7 @@ def test_a_context_that_was_asked_for_is_refused_with_fixes_that_work():
     assert caught.value.field == "max_model_len"
     assert plan(max_model_len=1584, kv_memory=100 * PAGE + 17).num_pages == 100
     assert plan(max_model_len=4096, kv_memory=16_842_752).num_pages == 257
-    half = dataclasses.replace(SIZES, kv_itemsize=2)
+    half = dataclasses.replace(SIZES, kv=kv_layers(4, "bfloat16"))
     assert plan(sizes=half, max_model_len=199 * 16, kv_memory=100 * PAGE).num_pages == 200
 
 

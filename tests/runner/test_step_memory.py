@@ -3,17 +3,21 @@
 import functools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from rtp_jax.kernels.pages import storage_dtype
+from rtp_jax.config import native_cache
+from rtp_jax.kernels.native import library
+from rtp_jax.kernels.pages import KVGroup
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
+from rtp_jax.quant.kv_schemes import kv_layers
 from rtp_jax.runner.buckets import lattice
+from rtp_jax.runner.kv_arrays import kv_arrays
 from rtp_jax.runner.programs import Program
 from rtp_jax.runner.runner import Runner, StepShapes
 from rtp_jax.runner.step import State
@@ -21,14 +25,33 @@ from rtp_jax.runner.step import State
 NUM_PAGES, PAGE_SIZE = 6000, 16
 
 
-def make_runner(folder: Path, dtype: str) -> Runner:
+class Numbers(NamedTuple):
+    """What a model computes in, and what its pages hold."""
+
+    dtype: str
+    kv_dtype: str
+    kv_layers: str = ""
+    native: bool = False
+
+
+def make_runner(folder: Path, numbers: Numbers) -> Runner:
     """Describe a runner without loading or allocating anything."""
     spec = read_spec(json.loads((folder / "config.json").read_text()))
-    bones = skeleton(spec, Target("cpu", jnp.dtype(dtype)))
+    kv = kv_layers(spec.num_layers, numbers.kv_dtype, numbers.kv_layers)
+    if numbers.native and (reason := library.load(native_cache())):
+        pytest.skip(reason)
+    kernels = library.loaded() if numbers.native else None
+    target = Target(
+        "cpu",
+        jnp.dtype(numbers.dtype),
+        attention="native_cpu" if kernels else "xla_cpu",
+        native=kernels.level if kernels else None,
+        kv_groups=kv.group_of,
+    )
+    bones = skeleton(spec, target)
     shapes = StepShapes(
         buckets=lattice(64, 16, deterministic=False),
-        page_shapes=((NUM_PAGES, *spec.kv_page_shape(PAGE_SIZE)),),
-        page_dtype=np.dtype(storage_dtype(jnp.dtype(dtype))),
+        kv=kv_arrays(spec, kv, num_pages=NUM_PAGES, page_size=PAGE_SIZE),
         num_slots=16,
         max_model_len=512,
         page_size=PAGE_SIZE,
@@ -53,44 +76,56 @@ def donated_bytes(program: Program) -> int:
 
 
 def workspace_bound(runner: Runner) -> int:
-    """One page, and what the largest step may need beside: a few copies of logits, KV tiles."""
-    pages = runner.shapes.page_shapes[0]
-    page_bytes = int(np.prod(pages[1:])) * runner.shapes.page_dtype.itemsize
+    """What the largest step may need: a few copies of logits, KV tiles, and one page."""
+    arrays = jax.tree.leaves(runner.shapes.kv)
+    page_bytes = sum(one.size // one.shape[0] * one.dtype.itemsize for one in arrays)
     rows, vocab = max(b.sequences for b in runner.shapes.buckets), runner.shapes.vocab_size
     tokens = max(b.tokens for b in runner.shapes.buckets)
     return page_bytes + 24 * rows * vocab * 4 + tokens * 16 * 1024 + 2**20
 
 
 def assert_in_place(runner: Runner, program: Program) -> None:
-    """Assert that the state is aliased whole and nothing of its size is made beside it."""
+    """Assert that the state is aliased whole, and nothing as large as its arrays made beside it."""
     memory = compile_program(program).memory_analysis()
-    kv_bytes = int(np.prod(runner.shapes.page_shapes[0])) * runner.shapes.page_dtype.itemsize
-    assert donated_bytes(program) >= kv_bytes or program.name in ("history", "state")
+    kv_bytes = [one.size * one.dtype.itemsize for one in jax.tree.leaves(runner.shapes.kv)]
+    assert donated_bytes(program) >= sum(kv_bytes) or program.name in ("history", "state")
     assert memory.alias_size_in_bytes == donated_bytes(program)
-    assert memory.temp_size_in_bytes < min(workspace_bound(runner), kv_bytes // 2)
+    assert memory.temp_size_in_bytes < min(workspace_bound(runner), *kv_bytes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_program_updates_its_state_in_place(tiny_model, dtype):
-    runner = make_runner(tiny_model, dtype)
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        Numbers("float32", "float32"),
+        Numbers("bfloat16", "bfloat16"),
+        Numbers("bfloat16", "int8"),
+        Numbers("bfloat16", "fp8"),
+        Numbers("bfloat16", "int8", native=True),
+        Numbers("bfloat16", "int8", "0:bfloat16", native=True),
+    ],
+    ids=str,
+)
+def test_every_program_updates_its_state_in_place(tiny_model, numbers):
+    runner = make_runner(tiny_model, numbers)
     programs = runner.programs()
     assert len(programs) <= 10
-    for program in programs if dtype == "float32" else programs[:1]:
+    for program in programs if numbers.kv_dtype == "float32" else programs[:1]:
         assert_in_place(runner, program)
 
 
-def test_a_step_that_copies_the_pages_is_caught(tiny_model):
-    runner = make_runner(tiny_model, "float32")
+@pytest.mark.parametrize("copied", [0, 1])
+def test_a_step_that_copies_pages_or_scales_is_caught(tiny_model, copied):
+    runner = make_runner(tiny_model, Numbers("float32", "int8"))
     program = runner.programs()[0]
 
     @functools.wraps(program.function)
     def copying(weights, state, *rest):
-        # Reading the pages after they were written keeps both versions alive.
+        # Reading an array after it was written keeps both versions alive.
         after, sampled = program.function(weights, state, *rest)
-        mixed = tuple(
-            new + 0 * jnp.flip(old, 0) for new, old in zip(after.pages, state.pages, strict=True)
-        )
-        return State(mixed, after.history), sampled
+        (new,), (old,) = after.kv, state.kv
+        mixed = list(new)
+        mixed[copied] = jnp.maximum(new[copied], jnp.flip(old[copied], 0))
+        return State((KVGroup(*mixed),), after.history), sampled
 
     broken = Program(program.name, copying, program.arguments, program.results, program.donated)
     with pytest.raises(AssertionError):
@@ -98,7 +133,7 @@ def test_a_step_that_copies_the_pages_is_caught(tiny_model):
 
 
 def test_a_step_that_does_not_donate_is_caught(tiny_model):
-    runner = make_runner(tiny_model, "float32")
+    runner = make_runner(tiny_model, Numbers("float32", "float32"))
     program = runner.programs()[0]
     broken = Program(program.name, program.function, program.arguments, program.results)
     memory = compile_program(broken).memory_analysis()

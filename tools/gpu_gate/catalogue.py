@@ -19,13 +19,14 @@ import numpy as np
 
 from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
 from rtp_jax.engine.build import model_memory
-from rtp_jax.kernels.pages import storage_dtype
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.quant.kv_schemes import KVLayers, kv_layers
 from rtp_jax.quant.schemes import SCHEMES, schemes_of
 from rtp_jax.runner.buckets import Bucket, lattice
+from rtp_jax.runner.kv_arrays import kv_arrays
 from rtp_jax.runner.memory_plan import MemoryPlan, plan_memory
 from rtp_jax.runner.programs import Program
 from rtp_jax.runner.runner import Runner, StepShapes
@@ -44,6 +45,11 @@ class Variant(NamedTuple):
     base: str
     shards: int = 1
     scheme: str | None = None
+    kv: str = DTYPE
+
+    def kv_layers(self, spec: ModelSpec) -> KVLayers:
+        """How the layers of the model, or the first of them, keep KV."""
+        return kv_layers(spec.num_layers, self.kv)
 
     @property
     def spec(self) -> ModelSpec:
@@ -64,8 +70,10 @@ VARIANTS = {
     "qwen3-32b": Variant("qwen3-32b"),
     "qwen3-32b-shard-of-8": Variant("qwen3-32b", shards=8),
     **{f"llama-3.1-8b-{scheme}": Variant("llama-3.1-8b", scheme=scheme) for scheme in SCHEMES},
+    **{f"llama-3.1-8b-kv-{kv}": Variant("llama-3.1-8b", kv=kv) for kv in ("int8", "fp8")},
 }
 QUICK_SCHEMES = {None, "int4", "int8_dynamic"}
+QUICK_KV = {DTYPE, "int8"}
 
 
 class Case(NamedTuple):
@@ -116,8 +124,9 @@ def tensor_shard(spec: ModelSpec, shards: int) -> ModelSpec:
 
 def planned(variant: Variant) -> MemoryPlan:
     """Divide the memory of an H200 as the engine does."""
+    spec = variant.spec
     return plan_memory(
-        model_memory(variant.spec, schemes_of(variant.scheme), DTYPE, DTYPE),
+        model_memory(spec, schemes_of(variant.scheme), DTYPE, variant.kv_layers(spec)),
         model=ModelConfig(),
         cache=CacheConfig(),
         scheduler=SchedulerConfig(),
@@ -126,16 +135,20 @@ def planned(variant: Variant) -> MemoryPlan:
     )
 
 
-def runner_of(spec: ModelSpec, scheme: str | None, plan: MemoryPlan) -> Runner:
+def runner_of(variant: Variant, spec: ModelSpec, plan: MemoryPlan) -> Runner:
     """Describe a runner for the GPU: neither weights nor pages exist."""
-    matrices, head = schemes_of(scheme)
+    matrices, head = schemes_of(variant.scheme)
     target = Target("cuda", jnp.dtype(DTYPE), scheme=matrices, head_scheme=head)
     bones = skeleton(spec, target)
     scheduler = SchedulerConfig()
     shapes = StepShapes(
         buckets=buckets(),
-        page_shapes=((plan.num_pages, *spec.kv_page_shape(plan.page_size)),),
-        page_dtype=np.dtype(storage_dtype(jnp.dtype(DTYPE))),
+        kv=kv_arrays(
+            spec,
+            variant.kv_layers(spec),
+            num_pages=plan.num_pages,
+            page_size=plan.page_size,
+        ),
         num_slots=scheduler.max_num_seqs,
         max_model_len=plan.max_model_len,
         page_size=plan.page_size,
@@ -157,13 +170,14 @@ def buckets() -> tuple[Bucket, ...]:
 def _chosen(variant: Variant) -> set[Bucket]:
     """The smallest bucket, the largest, and the first that mixes prefill with decode.
 
-    Of a quantized model one will do: its steps differ in their products alone.
+    Of a quantized model one will do, as its steps differ in their products alone, and of one with
+    quantized KV as well.
     """
     known = buckets()
-    if variant.scheme not in QUICK_SCHEMES:
+    if variant.scheme not in QUICK_SCHEMES or variant.kv not in QUICK_KV:
         return set()
     mixed = next(bucket for bucket in known if bucket.tokens > bucket.sequences)
-    return {mixed} if variant.scheme else {known[0], mixed, known[-1]}
+    return {mixed} if variant.scheme or variant.kv != DTYPE else {known[0], mixed, known[-1]}
 
 
 def _steps(model: str, kind: str, num_layers: int | None) -> dict[str, Case]:
@@ -185,10 +199,11 @@ def _steps(model: str, kind: str, num_layers: int | None) -> dict[str, Case]:
 def expectation(variant: Variant, spec: ModelSpec, plan: MemoryPlan) -> Expectation:
     """Say what a step of a model must be like; its temporaries fit where the plan put them."""
     pages = int(np.prod((plan.num_pages, *spec.kv_page_shape(plan.page_size))))
+    (held,) = variant.kv_layers(spec).groups
     room = sum(size for what, size in plan.workspace if what != "history")
     return Expectation(
         kernels=variant.kernels,
-        kv_bytes=pages * storage_dtype(jnp.dtype(DTYPE)).itemsize,
+        kv_bytes=pages * held.itemsize,
         max_temp_bytes=room,
         has_weights=True,
     )
@@ -196,5 +211,5 @@ def expectation(variant: Variant, spec: ModelSpec, plan: MemoryPlan) -> Expectat
 
 def step_program(variant: Variant, spec: ModelSpec, plan: MemoryPlan, bucket: Bucket) -> Program:
     """Describe one step as the runner does."""
-    programs = runner_of(spec, variant.scheme, plan).programs()
+    programs = runner_of(variant, spec, plan).programs()
     return next(program for program in programs if program.name == f"step-{bucket}")

@@ -19,6 +19,8 @@
 #include <memory>
 #include <vector>
 
+#include "stored.h"
+
 namespace rtp::paged {
 
 constexpr int64_t kBlock = 64;      // keys
@@ -27,8 +29,6 @@ constexpr int64_t kTileRows = 512;  // query rows that reuse a block of keys whi
 constexpr int64_t kFewRows = 16;    // rows of a decoding token: reading keys costs more than they do
 constexpr int64_t kMaxHeadDim = 256;
 constexpr float kMasked = -1e30f;  // finite: a block without a visible key must not make NaN
-
-enum class Stored : int32_t { kFloat32, kBfloat16, kInt8, kFloat8 };
 
 // One call.  Shapes: query and out [tokens, heads, head_dim]; pages [num_pages, layers, 2, kv_heads,
 // page_size, head_dim]; scales the same without the last axis, or null; sinks [heads], or null.

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, Num
+from jaxtyping import Array, Float, Float32, Int32
 
 from rtp_jax.kernels.native.library import Library
-from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs
+from rtp_jax.kernels.pages import KVGroup, KVPages, KVScales, StepInputs
 
 UNLIMITED = np.iinfo(np.int32).max  # a window that hides nothing
 
@@ -56,6 +56,7 @@ class HeadNorms(NamedTuple):
 
     query: Float[Array, "*layers head_dim"]
     key: Float[Array, "*layers head_dim"]
+    layer: Int32[Array, ""] | int  # row of the factors, if they are stacked
     eps: float
 
 
@@ -66,46 +67,48 @@ def rope_kv(
         Float[Array, "tokens kv_width"],
         Float[Array, "tokens kv_width"],
     ],
-    pages: Num[Array, "pages layers 2 kv_heads page_size head_dim"],
+    kv: KVGroup,
     layer: Int32[Array, ""],
     step: StepInputs,
     *,
     cos: Float32[Array, "tokens half"],
     sin: Float32[Array, "tokens half"],
     norms: HeadNorms | None = None,
-) -> tuple[Float[Array, "tokens heads head_dim"], KVPages]:
+) -> tuple[Float[Array, "tokens heads head_dim"], KVGroup]:
     """Normalise each head if asked for, turn queries and keys, and write keys and values to pages.
 
     What `RMSNorm`, `rotate` and `write_kv` do one after the other, rounding where they do, for the
     `step.num_tokens` tokens that are no padding; the queries of padding are zero and its keys are
-    not written.  Pages must hold float32 or bfloat16 bits; donated ones are written in place.
+    not written.  Donated pages and scales are written in place.
 
     Args:
       library: a loaded library.
       projected: what the projections give for queries, keys and values, in one dtype, float32 or
         bfloat16.
-      pages: KV pages; `head_dim` is even and at most 512.
-      layer: which layer of `pages` to write, and of `norms` if they are stacked.
+      kv: pages, with scales if they are int8 or float8; `head_dim` is even and at most 512.
+      layer: which layer of the group to write.
       step: `positions`, `sequence_of`, `page_table` and `num_tokens` say where tokens go.
       cos: of each token's angles.
       sin: of each token's angles.
-      norms: factors and epsilon.
+      norms: factors, the layer they are for, and epsilon.
 
     Returns:
-      The rotated queries in the dtype of the projections, and the pages.
+      The rotated queries in the dtype of the projections, and the group.
     """
     query, key, value = projected
-    heads = query.shape[1] // pages.shape[5]
+    head_dim, empty = kv.pages.shape[5], jnp.zeros(0, jnp.float32)
+    turned = (query.shape[0], query.shape[1] // head_dim, head_dim)
+    scales = empty if kv.scales is None else kv.scales
     call = jax.ffi.ffi_call(
         library.target("rtp_rope_kv"),
         (
-            jax.ShapeDtypeStruct((query.shape[0], heads, pages.shape[5]), query.dtype),
-            jax.ShapeDtypeStruct(pages.shape, pages.dtype),
+            jax.ShapeDtypeStruct(turned, query.dtype),
+            jax.ShapeDtypeStruct(kv.pages.shape, kv.pages.dtype),
+            jax.ShapeDtypeStruct(scales.shape, scales.dtype),
         ),
-        input_output_aliases={7: 1},
+        input_output_aliases={7: 1} if kv.scales is None else {7: 1, 8: 2},
     )
-    empty = jnp.zeros(0, jnp.float32)
-    rotated, written = call(
+    rotated, pages, scales = call(
         query,
         key,
         value,
@@ -113,15 +116,17 @@ def rope_kv(
         sin,
         norms.query if norms else empty,
         norms.key if norms else empty,
-        pages,
+        kv.pages,
+        scales,
         jnp.asarray(layer, jnp.int32),
+        jnp.asarray(norms.layer if norms else 0, jnp.int32),
         step.num_tokens,
         step.positions[0],
         step.sequence_of,
         step.page_table,
         eps=np.float32(norms.eps if norms else 0.0),
     )
-    return rotated, written
+    return rotated, KVGroup(pages, None if kv.scales is None else scales)
 
 
 def rms_norm(

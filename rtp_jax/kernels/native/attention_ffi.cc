@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "parallel.h"
+#include "stored_ffi.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace rtp::paged {
@@ -25,13 +26,8 @@ ffi::Error run(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer pages,
       count.dimensions()[0] != page_table.dimensions()[0] || !(scale > 0))
     return ffi::Error::InvalidArgument("rtp_attention: shapes do not fit each other");
   Attention call = {};
-  switch (pages.element_type()) {
-    case ffi::F32: call.stored = Stored::kFloat32; break;
-    case ffi::U16: call.stored = Stored::kBfloat16; break;
-    case ffi::S8: call.stored = Stored::kInt8; break;
-    case ffi::U8: call.stored = Stored::kFloat8; break;
-    default: return ffi::Error::InvalidArgument("rtp_attention: pages of another dtype");
-  }
+  if (!find_stored(pages.element_type(), call.stored))
+    return ffi::Error::InvalidArgument("rtp_attention: pages of another dtype");
   if (query.element_type() != ffi::BF16 && query.element_type() != ffi::F32)
     return ffi::Error::InvalidArgument("rtp_attention: a query of another dtype");
   call.bfloat16 = query.element_type() == ffi::BF16;

@@ -1,10 +1,9 @@
-// Where the keys and values of a block lie in the pages, and how stored numbers become float32.
+// Where the keys and values of a block lie in the pages.
 #pragma once
 #include <algorithm>
 
 #include "attention.h"
 #include "attention_vector.h"
-#include "numbers.h"
 
 namespace rtp::paged {
 
@@ -19,10 +18,6 @@ struct Rows {
   const char* value[kBlock];
   float key_scale[kBlock], value_scale[kBlock];
 };
-
-inline int64_t bytes_of(Stored stored) {
-  return stored == Stored::kFloat32 ? 4 : stored == Stored::kBfloat16 ? 2 : 1;
-}
 
 // Finds the keys [block, block + kBlock) of a tile's sequence and of one of its KV heads; those
 // from `tile.begin` to `end` are live.  A page id that does not exist is read as the last page.
@@ -51,39 +46,6 @@ inline void locate(const Attention& call, const Tile& tile, int64_t head, int64_
         rows.value_scale[i] = call.scales[row + half];
       }
     }
-  }
-}
-
-// float8_e4m3fn as bfloat16 bits, which hold every one of its numbers.
-struct Float8Table {
-  uint16_t bits[256];
-  constexpr Float8Table() : bits() {
-    for (int code = 0; code < 256; ++code) {
-      int exponent = (code >> 3) & 15, mantissa = code & 7, result = 0;
-      if ((code & 0x7f) == 0x7f) {
-        result = 0x7fc0;
-      } else if (exponent) {
-        result = (exponent + 120) << 7 | mantissa << 4;
-      } else if (mantissa) {  // mantissa * 2^-9
-        int shift = mantissa >= 4 ? 2 : mantissa >= 2 ? 1 : 0;
-        result = (118 + shift) << 7 | ((mantissa << (7 - shift)) & 0x7f);
-      }
-      bits[code] = static_cast<uint16_t>(result | (code & 0x80) << 8);
-    }
-  }
-};
-constexpr Float8Table kFloat8;
-
-inline void widen_row(Stored stored, const char* from, int64_t count, float* to) {
-  if (stored == Stored::kFloat32) {
-    std::memcpy(to, from, count * 4);
-  } else if (stored == Stored::kBfloat16) {
-    widen(from, true, count, to);
-  } else if (stored == Stored::kInt8) {
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<signed char>(from[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i)
-      to[i] = from_bf16(kFloat8.bits[static_cast<unsigned char>(from[i])]);
   }
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "numbers.h"
+#include "stored.h"
 
 namespace rtp::rope {
 
@@ -25,7 +25,7 @@ struct Numbers {
     memset(data + at * bytes, 0, static_cast<size_t>(count * bytes));
   }
   char* data;
-  bool bfloat16;  // or its bits
+  bool bfloat16;
 };
 
 // Makes numbers of bfloat16 of a row, in place.
@@ -61,9 +61,21 @@ inline void rotate(float* x, int64_t half, const float* cos, const float* sin) {
   }
 }
 
+// KV pages, and the scales beside them if there are any.
+struct Pages {
+  void write(int64_t row, int64_t dim, const float* head) const {
+    const float scale = store_row(stored, head, dim, data + row * dim * bytes_of(stored));
+    if (scales) scales[row] = scale;
+  }
+  char* data;
+  float* scales;
+  Stored stored;
+};
+
 // What all tokens of a call share.
 struct Call {
-  Numbers query, key, value, out, pages;
+  Numbers query, key, value, out;
+  Pages pages;
   const float *cos, *sin;
   float query_scale[kMaxHeadDim], key_scale[kMaxHeadDim];
   bool normed;
@@ -90,10 +102,10 @@ inline void turn_token(const Call& c, int64_t token, int64_t page, int64_t place
     if (c.normed) normalise(x, c.dim, c.key_scale, c.eps, c.key.bfloat16);
     rotate(x, half, cos, sin);
     // A key is a number of the projection's dtype before it is stored in that of the pages.
-    if (c.key.bfloat16 && !c.pages.bfloat16) round_row(x, c.dim);
-    c.pages.write(row * c.dim, c.dim, x);
+    if (c.key.bfloat16 && c.pages.stored != Stored::kBfloat16) round_row(x, c.dim);
+    c.pages.write(row, c.dim, x);
     c.value.read(at, c.dim, x);
-    c.pages.write((row + c.kv_heads * c.page_size) * c.dim, c.dim, x);
+    c.pages.write(row + c.kv_heads * c.page_size, c.dim, x);
   }
 }
 

@@ -2,6 +2,7 @@
 // queries, keys and values and the pages.
 #include "parallel.h"
 #include "rope.h"
+#include "stored_ffi.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace rtp::rope {
@@ -60,9 +61,10 @@ ffi::Error rms_norm(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale
 
 ffi::Error rope_kv(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
                    ffi::AnyBuffer value, Floats2 cos, Floats2 sin, ffi::AnyBuffer query_norm,
-                   ffi::AnyBuffer key_norm, ffi::AnyBuffer pages, Scalar layer, Scalar num_tokens,
-                   Ints1 positions, Ints1 sequence_of, Ints2 page_table,
-                   ffi::Result<ffi::AnyBuffer> rotated, ffi::Result<ffi::AnyBuffer> written,
+                   ffi::AnyBuffer key_norm, ffi::AnyBuffer pages, ffi::AnyBuffer scales,
+                   Scalar layer, Scalar norm_layer, Scalar num_tokens, Ints1 positions,
+                   Ints1 sequence_of, Ints2 page_table, ffi::Result<ffi::AnyBuffer> rotated,
+                   ffi::Result<ffi::AnyBuffer> written, ffi::Result<ffi::AnyBuffer> scaled,
                    float eps) {
   auto shape = rotated->dimensions(), stored = pages.dimensions();
   if (shape.size() != 3 || stored.size() != 6)
@@ -70,9 +72,13 @@ ffi::Error rope_kv(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer ke
   const int64_t tokens = shape[0], heads = shape[1], dim = shape[2], kv_heads = stored[3];
   const int64_t total = static_cast<int64_t>(query.element_count());
   const int64_t kv_total = tokens * kv_heads * dim;
-  const bool stores = pages.element_type() == ffi::U16 || pages.element_type() == ffi::F32;
+  Stored kind = Stored::kFloat32;
+  if (!find_stored(pages.element_type(), kind))
+    return ffi::Error::InvalidArgument("rtp_rope_kv: pages of another dtype");
+  const size_t factors = bytes_of(kind) == 1 ? pages.element_count() / std::max<size_t>(dim, 1) : 0;
   if (!is_number(query) || key.element_type() != query.element_type() ||
-      value.element_type() != query.element_type() || !stores ||
+      value.element_type() != query.element_type() || scales.element_type() != ffi::F32 ||
+      scales.element_count() != factors || scaled->element_count() != factors ||
       rotated->element_type() != query.element_type() || dim != stored[5] || dim % 2 != 0 ||
       dim > kMaxHeadDim || total != tokens * heads * dim ||
       static_cast<int64_t>(key.element_count()) != kv_total ||
@@ -82,20 +88,23 @@ ffi::Error rope_kv(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer ke
       static_cast<int64_t>(positions.element_count()) != tokens ||
       static_cast<int64_t>(sequence_of.element_count()) != tokens)
     return ffi::Error::InvalidArgument("rtp_rope_kv: shapes or dtypes do not fit each other");
-  if (written->untyped_data() != pages.untyped_data())
+  if (written->untyped_data() != pages.untyped_data() ||
+      (factors && scaled->untyped_data() != scales.untyped_data()))
     return ffi::Error::Internal("rtp_rope_kv: the pages were copied");
-  Call c{numbers_of(query), numbers_of(key), numbers_of(value), numbers_of(*rotated),
-         numbers_of(*written), cos.typed_data(), sin.typed_data(), {}, {}, query_norm.element_count() > 0, eps,
+  const Pages to{static_cast<char*>(written->untyped_data()),
+                 factors ? scaled->reinterpret_data<float>() : nullptr, kind};
+  Call c{numbers_of(query), numbers_of(key), numbers_of(value), numbers_of(*rotated), to,
+         cos.typed_data(), sin.typed_data(), {}, {}, query_norm.element_count() > 0, eps,
          heads, kv_heads, dim, stored[1], stored[4], stored[0],
          bounded(*layer.typed_data(), stored[1] - 1)};
   if (c.normed) {
     if (query_norm.element_count() % dim || key_norm.element_count() % dim ||
         key_norm.element_count() == 0 || !is_number(query_norm) || !is_number(key_norm))
       return ffi::Error::InvalidArgument("rtp_rope_kv: norms do not fit the heads");
-    widen(factors_of(query_norm, c.layer, dim), query_norm.element_type() != ffi::F32, dim,
+    const int64_t row = *norm_layer.typed_data();
+    widen(factors_of(query_norm, row, dim), query_norm.element_type() != ffi::F32, dim,
           c.query_scale);
-    widen(factors_of(key_norm, c.layer, dim), key_norm.element_type() != ffi::F32, dim,
-          c.key_scale);
+    widen(factors_of(key_norm, row, dim), key_norm.element_type() != ffi::F32, dim, c.key_scale);
   }
   const int64_t live = bounded(*num_tokens.typed_data(), tokens);
   const int64_t sequences = page_table.dimensions()[0], width = page_table.dimensions()[1];
@@ -136,11 +145,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rtp_rope_kv, rtp::rope::rope_kv,
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<rtp::rope::Scalar>()
                                   .Arg<rtp::rope::Scalar>()
                                   .Arg<rtp::rope::Scalar>()
                                   .Arg<rtp::rope::Ints1>()
                                   .Arg<rtp::rope::Ints1>()
                                   .Arg<rtp::rope::Ints2>()
+                                  .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Attr<float>("eps"));

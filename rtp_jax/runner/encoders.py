@@ -34,4 +34,6 @@ def _encoder(path: str, encoding: Encoding, bones: Skeleton) -> Encoder:
     def encode(row: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
         into[path + VALUES][:], into[path + SCALES][:] = quantize(row, encoding.scheme)
 
-    return Encoder(held, pack if encoding.layout == NATIVE else encode)
+    if encoding.layout == NATIVE:
+        return Encoder(held, pack, packing.BLOCK_ROWS)
+    return Encoder(held, encode, 1)

@@ -13,11 +13,14 @@ from safetensors.numpy import save_file
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights import safetensors
 from rtp_jax.weights.loader import load
+from rtp_jax.weights.reader import Reading
 from rtp_jax.weights.table import Weight, WeightTable, transposed
 from tests.weights.written import (
     DTYPES,
+    encoded,
     expected,
     parameters,
+    quantizers,
     save,
     shuffled,
     table,
@@ -39,14 +42,16 @@ def check(loaded, source, dtype=np.float32):
 @pytest.mark.parametrize("block_bytes", [61, 4096, 1 << 24])
 def test_a_checkpoint_of_any_files_comes_out(tmp_path, num_files, block_bytes):
     save(tmp_path, tensors(), num_files)
-    check(load(tmp_path, table(), parameters(), block_bytes=block_bytes), tensors())
+    check(
+        load(tmp_path, table(), parameters(), reading=Reading(block_bytes=block_bytes)), tensors()
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_tensors_may_lie_in_any_order(tmp_path, seed):
     source = tensors(list(DTYPES.values())[seed % 3], seed)
     (tmp_path / "model.safetensors").write_bytes(shuffled(source, seed))
-    check(load(tmp_path, table(), parameters(), block_bytes=1000 + seed), source)
+    check(load(tmp_path, table(), parameters(), reading=Reading(block_bytes=1000 + seed)), source)
 
 
 @pytest.mark.capability("safetensors")
@@ -55,7 +60,7 @@ def test_tensors_may_lie_in_any_order(tmp_path, seed):
 def test_floats_are_rounded_to_the_dtype_of_the_model(tmp_path, source, target):
     numbers = tensors(DTYPES[source])
     save(tmp_path, numbers)
-    loaded = load(tmp_path, table(), parameters(DTYPES[target]), block_bytes=5000)
+    loaded = load(tmp_path, table(), parameters(DTYPES[target]), reading=Reading(block_bytes=5000))
     check(loaded, numbers, DTYPES[target])
 
 
@@ -63,7 +68,7 @@ def test_floats_are_rounded_to_the_dtype_of_the_model(tmp_path, source, target):
 def test_every_byte_is_read_once(tmp_path, num_files):
     save(tmp_path, tensors(), num_files)
     steps = []
-    load(tmp_path, table(), parameters(), progress=steps.append, block_bytes=2048)
+    load(tmp_path, table(), parameters(), progress=steps.append, reading=Reading(block_bytes=2048))
     size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert steps[-1].bytes_done == steps[-1].bytes_total == size
     assert steps[-1].tensors_done == steps[-1].tensors_total == len(tensors())
@@ -84,6 +89,38 @@ def test_placing_on_a_cpu_copies_nothing(tmp_path, dtype):
 
     loaded = load(tmp_path, table(), parameters(DTYPES[dtype]), place=place)
     assert {path: a.unsafe_buffer_pointer() for path, a in loaded.items()} == pointers
+
+
+@pytest.mark.parametrize("part_bytes", [100, 1000])
+@pytest.mark.parametrize("source", DTYPES)
+def test_tensors_may_come_in_parts(tmp_path, monkeypatch, source, part_bytes):
+    monkeypatch.setattr("rtp_jax.weights.loader.PART", part_bytes)
+    numbers = tensors(DTYPES[source])
+    save(tmp_path, numbers, 2)
+    check(load(tmp_path, table(), parameters()), numbers)
+
+
+@pytest.mark.parametrize("part_bytes", [100, 1 << 20])
+def test_rows_are_encoded_as_they_come(tmp_path, monkeypatch, part_bytes):
+    monkeypatch.setattr("rtp_jax.weights.loader.PART", part_bytes)
+    monkeypatch.setattr("rtp_jax.weights.loader.STAGING", 10_000)
+    save(tmp_path, tensors(DTYPES["bf16"]))
+    encoders = quantizers(parameters())
+    loaded = load(tmp_path, table(), parameters(), encoders=encoders)
+    wanted = encoded(expected(tensors(DTYPES["bf16"])), encoders)
+    assert loaded.keys() == wanted.keys()
+    for path, array in loaded.items():
+        np.testing.assert_array_equal(np.asarray(array), wanted[path], err_msg=path)
+
+
+def test_an_encoder_that_fails_ends_the_load(tmp_path):
+    def encode(rows, into):
+        raise MemoryError
+
+    save(tmp_path, tensors())
+    encoders = {path: e._replace(encode=encode) for path, e in quantizers(parameters()).items()}
+    with pytest.raises(MemoryError):
+        load(tmp_path, table(), parameters(), encoders=encoders)
 
 
 def test_one_tensor_may_fill_several_parameters(tmp_path):
@@ -132,7 +169,7 @@ def test_what_does_not_fit_stops_the_load_before_a_tensor_is_read(tmp_path, dama
         case _:
             source["model.layers.2.q.bias"] = np.zeros(5, np.float32)
     save(tmp_path, source, 2)
-    monkeypatch.setattr("rtp_jax.weights.loader.read_blocks", None)
+    monkeypatch.setattr("rtp_jax.weights.loader.read_parts", None)
     with pytest.raises(CheckpointError, match=r"RTPJ-3[01]01 .*model\.layers\.2\.q\.bias"):
         load(tmp_path, table(), parameters())
 
@@ -144,8 +181,10 @@ def test_a_place_that_fails_ends_the_load_and_its_thread(tmp_path):
         raise MemoryError(path)
 
     with pytest.raises(MemoryError):
-        load(tmp_path, table(), parameters(), place=place, block_bytes=100)
-    assert not [t for t in threading.enumerate() if t.name.startswith("read-weights")]
+        load(tmp_path, table(), parameters(), place=place, reading=Reading(block_bytes=100))
+    assert not [
+        t for t in threading.enumerate() if t.name.startswith(("read-weights", "place-weights"))
+    ]
 
 
 def test_a_file_that_is_cut_while_it_is_loaded_is_refused(tmp_path):
@@ -156,7 +195,7 @@ def test_a_file_that_is_cut_while_it_is_loaded_is_refused(tmp_path):
         os.truncate(path, 200)
 
     with pytest.raises(CheckpointError, match="RTPJ-3100 FILE_CHANGED"):
-        load(tmp_path, table(), parameters(), progress=replace, block_bytes=512)
+        load(tmp_path, table(), parameters(), progress=replace, reading=Reading(block_bytes=512))
 
 
 def test_the_reader_agrees_with_the_library_on_dtypes(tmp_path):

@@ -1,0 +1,27 @@
+"""Loading over meshes: every device has its part, every byte is read once, memory is bounded."""
+
+import json
+
+import pytest
+
+from tests.weights.devices import run_processes, run_with_devices
+from tests.weights.written import save, tensors
+
+SCRIPT = "tests.weights.spread_loads"
+
+
+@pytest.mark.capability("load over a mesh")
+def test_every_mesh_gets_its_parts_and_bytes_are_read_once(tmp_path):
+    save(tmp_path, tensors(), 3)
+    reports = json.loads(run_with_devices(8, "-m", SCRIPT, str(tmp_path)))
+    assert {tuple(report["mesh"].values()) for report in reports} >= {(1,), (2,), (4,), (8,)}
+    assert [report for report in reports if report["read"] != report["data"]] == []
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_processes_share_the_files_and_exchange_what_others_need(tmp_path, processes, devices):
+    save(tmp_path, tensors(), 3)
+    printed = run_processes(processes, devices, "-m", SCRIPT, str(tmp_path))
+    for reports in zip(*(json.loads(text.splitlines()[-1]) for text in printed), strict=True):
+        assert sum(report["read"] for report in reports) == reports[0]["data"]
+        assert max(report["read"] for report in reports) < 0.8 * reports[0]["data"]

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rtp_jax.runner.device import Device
+
 ROUND = 32 << 20  # bytes
 
 
@@ -17,7 +19,7 @@ class MeshExchange:
 
     def __init__(self, mesh: Mesh, round_bytes: int = ROUND):
         self.round_bytes = round_bytes
-        first: dict[int, jax.Device] = {}
+        first: dict[int, Device] = {}
         for device in mesh.devices.flat:
             first.setdefault(device.process_index, device)
         processes = sorted(first)

@@ -1,10 +1,14 @@
 """Loading over meshes: every device has its part, every byte is read once, memory is bounded."""
 
 import json
+import math
 
 import pytest
 
+from bench.synthetic import write
+from rtp_jax.weights.loader import STAGING
 from tests.weights.devices import run_processes, run_with_devices
+from tests.weights.memory_load import SHAPES
 from tests.weights.written import save, tensors
 
 SCRIPT = "tests.weights.spread_loads"
@@ -25,3 +29,16 @@ def test_processes_share_the_files_and_exchange_what_others_need(tmp_path, proce
     for reports in zip(*(json.loads(text.splitlines()[-1]) for text in printed), strict=True):
         assert sum(report["read"] for report in reports) == reports[0]["data"]
         assert max(report["read"] for report in reports) < 0.8 * reports[0]["data"]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_memory_is_what_devices_hold_and_little_more(tmp_path, devices):
+    write(tmp_path / "model", SHAPES)
+    arguments = ("-m", "tests.weights.memory_load", str(tmp_path / "model"), str(devices))
+    report = json.loads(run_with_devices(devices, *arguments))
+    files = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))
+    largest = max(math.prod(shape) for shape in SHAPES.tensors().values()) * 4
+    bound = report["held"] + STAGING + 48e6
+    assert report["peak"] < bound
+    assert bound < report["held"] + 2 * largest + 256e6  # what is promised
+    assert bound < report["held"] + files  # which holding the sources would take

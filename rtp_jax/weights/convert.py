@@ -6,10 +6,15 @@ Any other dtype, such as int32 of a quantized model, is taken as it is or not at
 Read next: `loader.py`, which calls this for each tensor.
 """
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 
 TILE = 256  # rows and columns; by tiles is 1.5 (to float32) to 5 times (bfloat16) NumPy's own speed
+
+# Gives an array of a shape and a dtype whose contents are anything, on a 64-byte boundary.
+Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
 FLOATS = frozenset(np.dtype(kind) for kind in (np.float32, np.float16, ml_dtypes.bfloat16))
 

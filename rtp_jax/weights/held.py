@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rtp_jax.weights.convert import aligned
+from rtp_jax.weights.convert import Allocate
 from rtp_jax.weights.shards import Box, overlap, shape_of, within
 
 
@@ -32,8 +32,9 @@ class Held:
         described: Mapping[str, jax.ShapeDtypeStruct],
         boxes: Mapping[str, list[Box]],
         complete: Callable[[str, dict[Box, np.ndarray]], None],
+        allocate: Allocate,
     ):
-        self.described, self.complete = described, complete
+        self.described, self.complete, self.allocate = described, complete, allocate
         self.boxes = {path: list(dict.fromkeys(several)) for path, several in boxes.items()}
         self.buffers: dict[str, dict[Box, np.ndarray]] = {}
         self.missing = {
@@ -49,7 +50,7 @@ class Held:
         """Have the buffers of a parameter ready; memory is taken when it is written."""
         if path not in self.buffers:
             dtype = np.dtype(self.described[path].dtype)
-            self.buffers[path] = {b: aligned(shape_of(b), dtype) for b in self.boxes[path]}
+            self.buffers[path] = {b: self.allocate(shape_of(b), dtype) for b in self.boxes[path]}
 
     def cuts(self, path: str, region: Box) -> list[Cut]:
         """Say where the numbers of a region of a parameter go; its buffers are ready."""

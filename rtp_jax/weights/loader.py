@@ -24,12 +24,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
+from rtp_jax.weights.convert import Allocate, aligned
 from rtp_jax.weights.encoder import Encoder
 from rtp_jax.weights.exchange import Exchange, Lanes, Link
+from rtp_jax.weights.gathering import Gathering
 from rtp_jax.weights.held import Held
 from rtp_jax.weights.parts import PART, Part, Run, parts_of, shared_out
-from rtp_jax.weights.placing import Placing
+from rtp_jax.weights.placing import Placed, Placing
 from rtp_jax.weights.plan import Parameters, plan
 from rtp_jax.weights.reader import Reading, read_parts
 from rtp_jax.weights.shards import Box, shape_of
@@ -60,6 +63,7 @@ def load(
     encoders: Mapping[str, Encoder] | None = None,
     progress: Callable[[LoadProgress], None] | None = None,
     place: Place | None = None,
+    allocate: Allocate = aligned,
     spread: Spread | None = None,
     exchange: Exchange | None = None,
     reading: Reading = Reading(),
@@ -74,6 +78,7 @@ def load(
       progress: called after each block, and at the end.
       place: turns a complete host array, which is then its own, into a device array.  By default it
         goes to the default device.
+      allocate: gives the host arrays of parameters.
       spread: where parameters go instead, if it is not one device.
       exchange: connects the processes whose devices `spread` names, if they are several.
       reading: how files are read.
@@ -93,6 +98,7 @@ def load(
             encoders=encoders or {},
             spread=spread or OneDevice(place or (lambda _, array: jax.device_put(array))),
             report=progress or (lambda _: None),
+            allocate=allocate,
         )
         return loading.run(reading, link)
 
@@ -120,7 +126,9 @@ class Loading:
         encoders: Mapping[str, Encoder],
         spread: Spread,
         report: Callable[[LoadProgress], None],
+        allocate: Allocate,
     ):
+        _check_together(encoders, spread)
         self.checkpoint, self.spread, self.report = checkpoint, spread, report
         decided = plan(checkpoint.tensors(), table, parameters)
         self.described = dict(parameters)
@@ -132,13 +140,14 @@ class Loading:
             path: spread.boxes(path, described.shape, spread.process)
             for path, described in self.described.items()
         }
-        self.held = Held(self.described, boxes, self._complete)
-        self.placing = Placing(decided, parameters, encoders, self.held, spread)
+        self.held = Held(self.described, boxes, self._complete, allocate)
+        gathering = Gathering(decided, encoders)
+        self.placing = Placing(decided, parameters, encoders, self.held, spread, gathering)
         self.shares = shared_out(checkpoint.files, spread.num_processes)
         self.num_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
         self.staging = Staging(STAGING)
         self.opened: deque[np.ndarray | None] = deque()  # staging of parts that are being read
-        self.placed: deque[tuple[Part, np.ndarray | None, Future | None]] = deque()
+        self.placed: deque[tuple[Part, np.ndarray | None, Future[Placed] | None]] = deque()
         self.ignored = np.empty(PART, np.uint8)  # where bytes go that nobody needs
         self.lanes: Lanes | None = None
         mine = self.shares[spread.process]
@@ -205,13 +214,13 @@ class Loading:
     def _settle_oldest(self) -> None:
         """Count a part that is placed, and send what others need of it."""
         part, memory, task = self.placed.popleft()
-        outgoing = task.result() if task else {}
+        placed = task.result() if task else Placed(self.placing.counts(part), {})
         if memory is not None:
             self.staging.give_back(memory)
-        for path, count in self.placing.counts(part):
+        for path, count in placed.counts:
             self.held.has_come(path, count)
         if self.lanes:
-            self.lanes.send(outgoing)
+            self.lanes.send(placed.outgoing)
         self.tensors_done += part.is_last
 
     def _complete(self, path: str, buffers: dict[Box, np.ndarray]) -> None:
@@ -226,4 +235,14 @@ class Loading:
             LoadProgress(
                 self.bytes_done, self.bytes_total, self.tensors_done, self.tensors_total, seconds
             )
+        )
+
+
+def _check_together(encoders: Mapping[str, Encoder], spread: Spread) -> None:
+    """Refuse to let processes share what is encoded from several tensors: each may have others."""
+    if spread.num_processes > 1 and any(len(encoder.parts) > 1 for encoder in encoders.values()):
+        raise CheckpointError(
+            f"RTPJ-3112 QUANTIZED_IN_PROCESSES: a checkpoint whose matrices are stored as several"
+            f" tensors each was to be shared by {spread.num_processes} processes, and is loaded by"
+            " one at a time. Load it in one process, or use a checkpoint of plain numbers."
         )

@@ -18,7 +18,8 @@ import numpy as np
 
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.convert import aligned, overflowed, write
-from rtp_jax.weights.encoder import Encoder
+from rtp_jax.weights.encoder import Encoder, WrongPart
+from rtp_jax.weights.gathering import Gathering, Stored
 from rtp_jax.weights.held import Cut, Held
 from rtp_jax.weights.parts import Part
 from rtp_jax.weights.plan import Parameters, Placement, Plan
@@ -46,6 +47,13 @@ class Message(NamedTuple):
     size: int  # bytes
 
 
+class Placed(NamedTuple):
+    """What has become of a part."""
+
+    counts: list[tuple[str, int]]  # numbers written to buffers of this process
+    outgoing: dict[int, list[np.ndarray]]  # bytes for every other one
+
+
 @dataclass(frozen=True, slots=True)
 class Placing:
     """Who needs what of each part."""
@@ -55,6 +63,7 @@ class Placing:
     encoders: Mapping[str, Encoder]
     held: Held
     spread: Spread
+    gathering: Gathering
 
     def placements(self, part: Part) -> list[Placement]:
         """List the parameters that a part goes to; none if its tensor is ignored."""
@@ -66,6 +75,8 @@ class Placing:
         for placement in self.plan.placements_of[tensor.name]:
             encoder = self.encoders.get(placement.parameter)
             alone = 1 if encoder is None else encoder.block_rows
+            if encoder is not None and len(encoder.parts) > 1:
+                return None
             if placement.transform is not as_is or alone is None:
                 return None
             together = math.lcm(together, alone)
@@ -135,58 +146,72 @@ class Placing:
                         size = math.prod(shape_of(shared)) * np.dtype(described.dtype).itemsize
                         yield Message(region.path, shared, size)
 
-    def place(self, part: Part, memory: np.ndarray) -> dict[int, list[np.ndarray]]:
-        """Write a part into the buffers of this process; return the bytes for every other one.
+    def place(self, part: Part, memory: np.ndarray) -> Placed:
+        """Write a part into the buffers of this process, and cut out what others need.
 
         Several threads may do so for different parts.
         """
         source = np.ndarray(part.shape, part.tensor.dtype, memory)
         others = [p for p in range(self.spread.num_processes) if p != self.spread.process]
-        outgoing: dict[int, list[np.ndarray]] = {process: [] for process in others}
+        placed = Placed([], {process: [] for process in others})
         for placement in self.placements(part):
             numbers = placement.transform.apply(source)
-            regions = self.regions(part, placement)
+            regions, arrays = self.regions(part, placement), [numbers]
             if encoder := self.encoders.get(placement.parameter):
-                dtype = np.dtype(self.parameters[placement.parameter].dtype)
-                numbers = _converted(numbers, dtype, part)
-                if self._encoded_in_place(numbers, encoder, regions):
-                    continue
-                arrays = self._encoded(numbers, encoder, regions)
-            else:
-                arrays = [numbers]
+                stored = self._gathered(encoder, placement, numbers, part)
+                if not stored:
+                    continue  # the rest of the matrix has not come
+                arrays = self._encoded(encoder, stored, regions)
             for region, array in zip(regions, arrays, strict=True):
+                cuts = self.held.cuts(region.path, region.box)
+                placed.counts.append((region.path, sum(cut.target.size for cut in cuts)))
+                if array is None:  # it is in its buffer
+                    continue
                 array = array.reshape(shape_of(region.box))
-                for target, cut in self.held.cuts(region.path, region.box):
+                for target, cut in cuts:
                     _write(target, array[(*cut, ...)], part)
                 for process in others:
-                    outgoing[process] += self._cut_out(region, array, part, process)
-        return outgoing
+                    placed.outgoing[process] += self._cut_out(region, array, part, process)
+        return placed
 
-    def _encoded_in_place(
-        self, numbers: np.ndarray, encoder: Encoder, regions: list[Region]
-    ) -> bool:
-        """Encode straight into the buffers, if each region is one run of one buffer."""
-        into = {}
-        for region in regions:
-            cuts = self.held.cuts(region.path, region.box)
-            if self.spread.num_processes > 1 or len(cuts) != 1 or not _takes_all(cuts[0], region):
-                return False
-            into[region.path] = cuts[0].target.reshape(shape_of(region.box)[region.depth :])
-        encoder.encode(numbers, into)
-        return True
+    def _gathered(
+        self, encoder: Encoder, placement: Placement, numbers: np.ndarray, part: Part
+    ) -> dict[str, Stored]:
+        """Give all that is stored of a matrix, or of rows of it, once it is there."""
+        dtype = np.dtype(self.parameters[placement.parameter].dtype)
+        several = len(encoder.parts) > 1
+        stored = Stored(_converted(numbers, dtype, part, copy=several), part)
+        if several:
+            return self.gathering.add(encoder, placement, stored)
+        return {encoder.parts[placement.parameter]: stored}
 
     def _encoded(
-        self, numbers: np.ndarray, encoder: Encoder, regions: list[Region]
-    ) -> list[np.ndarray]:
-        into = {
-            region.path: aligned(
-                shape_of(region.box)[region.depth :],
-                np.dtype(self.held.described[region.path].dtype),
-            )
-            for region in regions
-        }
-        encoder.encode(numbers, into)
-        return list(into.values())
+        self, encoder: Encoder, stored: Mapping[str, Stored], regions: list[Region]
+    ) -> list[np.ndarray | None]:
+        """Encode, straight into the buffers if each region is one run of one buffer.
+
+        Returns:
+          For each region its array, or None if it is in its buffer already.
+        """
+        into, results = {}, []
+        for region in regions:
+            cuts, shape = self.held.cuts(region.path, region.box), shape_of(region.box)
+            if self.spread.num_processes == 1 and len(cuts) == 1 and _takes_all(cuts[0], region):
+                into[region.path] = cuts[0].target.reshape(shape[region.depth :])
+                results.append(None)
+            else:
+                dtype = np.dtype(self.held.described[region.path].dtype)
+                into[region.path] = aligned(shape[region.depth :], dtype)
+                results.append(into[region.path])
+        try:
+            encoder.encode({name: one.numbers for name, one in stored.items()}, into)
+        except WrongPart as wrong:
+            part = stored[wrong.part].part
+            raise CheckpointError(
+                f"RTPJ-3103 QUANTIZED_TENSOR_WRONG: {part.header.path}, tensor {part.tensor.name}:"
+                f" {wrong.reason}. Use the config.json of this checkpoint, or quantize anew."
+            ) from wrong
+        return results
 
     def _cut_out(
         self, region: Region, array: np.ndarray, part: Part, process: int
@@ -204,13 +229,13 @@ def _takes_all(cut: Cut, region: Region) -> bool:
     return cut.target.shape == shape_of(region.box) and cut.target.flags.c_contiguous
 
 
-def _converted(numbers: np.ndarray, dtype: np.dtype, part: Part) -> np.ndarray:
-    """Give numbers end to end and in another dtype, as encoders take them."""
-    if numbers.dtype == dtype and numbers.flags.c_contiguous:
+def _converted(numbers: np.ndarray, dtype: np.dtype, part: Part, *, copy: bool) -> np.ndarray:
+    """Give numbers end to end and in another dtype, as encoders take them, or a copy that stays."""
+    if numbers.dtype == dtype and numbers.flags.c_contiguous and not copy:
         return numbers
-    copy = aligned(numbers.shape, dtype)
-    _write(copy, numbers, part)
-    return copy
+    result = aligned(numbers.shape, dtype)
+    _write(result, numbers, part)
+    return result
 
 
 def _write(target: np.ndarray, source: np.ndarray, part: Part) -> None:

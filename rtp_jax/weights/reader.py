@@ -38,9 +38,9 @@ Read = Callable[[int, Any, int], int]  # descriptor, pieces of memory (uint8), o
 class Reading:
     """How files are read; the defaults suit local disks and network mounts alike."""
 
-    block_bytes: int = 16 << 20  # read by one thread at a time
-    readers: int = 2  # threads
-    ahead: int = 4  # blocks that are being read or wait to be placed
+    block_bytes: int = 8 << 20  # read by one thread at a time
+    readers: int = 4  # threads, so that a mount or a disk always has something to do
+    ahead: int = 8  # blocks that are being read or wait to be placed
     read: Read = os.preadv
 
 

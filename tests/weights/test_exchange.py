@@ -169,6 +169,15 @@ def test_processes_that_see_other_files_are_refused(tmp_path):
     assert all("RTPJ-3111 PROCESSES_DISAGREE" in str(outcome) for outcome in outcomes)
 
 
+def test_matrices_of_several_tensors_are_refused(tmp_path):
+    save(tmp_path, tensors())
+    encoders = quantizers(parameters())
+    several = {path: e._replace(parts=dict(e.parts, more="")) for path, e in encoders.items()}
+    spread = Boxes({}, 0, 2, 1)
+    with pytest.raises(CheckpointError, match=r"RTPJ-3112 QUANTIZED_IN_PROCESSES.*by 2 processes"):
+        loader.load(tmp_path, table(), parameters(), encoders=several, spread=spread)
+
+
 def simulated(lanes, capacity):
     """Send as planned; return how many rounds there were and the most that waited."""
     waiting = np.zeros((len(lanes), len(lanes)), int)

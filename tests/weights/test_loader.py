@@ -12,9 +12,11 @@ from safetensors.numpy import save_file
 
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights import safetensors
+from rtp_jax.weights.convert import aligned
+from rtp_jax.weights.encoder import Encoder, WrongPart
 from rtp_jax.weights.loader import load
 from rtp_jax.weights.reader import Reading
-from rtp_jax.weights.table import Weight, WeightTable, transposed
+from rtp_jax.weights.table import Weight, WeightTable, in_each_layer, transposed
 from tests.weights.written import (
     DTYPES,
     encoded,
@@ -121,6 +123,61 @@ def test_an_encoder_that_fails_ends_the_load(tmp_path):
     encoders = {path: e._replace(encode=encode) for path, e in quantizers(parameters()).items()}
     with pytest.raises(MemoryError):
         load(tmp_path, table(), parameters(), encoders=encoders)
+
+
+def summing(raise_wrong: bool = False):
+    """Give what stores a matrix as two tensors, and maybe a third, and holds their sum."""
+
+    def encode(parts, into):
+        if raise_wrong:
+            raise WrongPart("b", "it is not what config.json says")
+        into["l.sum"][:] = sum(parts.values())
+
+    names = {"l.a": "a", "l.b": "b", "l.c": "c"}
+    encoder = Encoder(names, {"l.sum": jax.ShapeDtypeStruct((2, 4, 3), np.float32)}, encode)
+    random = np.random.default_rng(0)
+    source = {
+        f"l.{i}.{name}": random.standard_normal((4, 3)).astype(np.float32)
+        for i in range(2)
+        for name in "abc"
+    }
+    shapes = {path: jax.ShapeDtypeStruct((2, 4, 3), np.float32) for path in names}
+    rows = in_each_layer("l.{i}", "l.{i}", [Weight(name, name) for name in "abc"], 2)
+    return source, WeightTable(rows), shapes, dict.fromkeys(names, encoder)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_matrix_may_be_stored_as_several_tensors_in_any_files(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr("rtp_jax.weights.loader.STAGING", 4096)  # what waits takes none of it
+    source, rows, shapes, encoders = summing()
+    save(tmp_path, source, 3, seed)
+    loaded = load(tmp_path, rows, shapes, encoders=encoders)
+    wanted = np.stack([sum(source[f"l.{i}.{name}"] for name in "abc") for i in range(2)])
+    np.testing.assert_allclose(np.asarray(loaded["l.sum"]), wanted, rtol=1e-6)
+    assert loaded.keys() == {"l.sum"}
+
+
+def test_a_tensor_that_contradicts_the_checkpoint_is_named(tmp_path):
+    source, rows, shapes, encoders = summing(raise_wrong=True)
+    save(tmp_path, source)
+    message = (
+        r"RTPJ-3103 QUANTIZED_TENSOR_WRONG: .*model\.safetensors, tensor l\.[01]\.b: it is not"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path, rows, shapes, encoders=encoders)
+
+
+def test_memory_of_parameters_comes_from_who_calls(tmp_path):
+    given = []
+
+    def allocate(shape, dtype):
+        given.append(aligned(shape, dtype))
+        return given[-1]
+
+    save(tmp_path, tensors())
+    loaded = load(tmp_path, table(), parameters(), allocate=allocate)
+    assert sorted(a.nbytes for a in given) == sorted(a.nbytes for a in loaded.values())
+    check(loaded, tensors())
 
 
 def test_one_tensor_may_fill_several_parameters(tmp_path):

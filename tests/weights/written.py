@@ -140,11 +140,11 @@ def quantizers(described: Mapping[str, Any]) -> dict[str, Encoder]:
             f"{path}.scales": jax.ShapeDtypeStruct((*shape[:-1], 1), np.float32),
         }
 
-        def encode(rows: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
-            values, scales = quantize(rows, SCHEMES["int8"])
+        def encode(parts: Mapping[str, np.ndarray], into: Mapping[str, np.ndarray]) -> None:
+            values, scales = quantize(parts["numbers"], SCHEMES["int8"])
             into[f"{path}.values"][:], into[f"{path}.scales"][:] = values, scales
 
-        return Encoder(held, encode, block_rows)
+        return Encoder({path: "numbers"}, held, encode, block_rows)
 
     paths = {"embedding.table": 4, "layers.experts.up.kernel": 1, "layers.mlp.kernel": None}
     return {path: encoder(path, block_rows) for path, block_rows in paths.items()}

@@ -13,6 +13,7 @@ Read next: `plan.py` for what is checked before, `parts.py`, `reader.py`, `placi
 """
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ from rtp_jax.weights.spread import OneDevice, Place, Spread
 from rtp_jax.weights.staging import Staging
 from rtp_jax.weights.table import WeightTable
 
-STAGING = 96 << 20  # bytes
+STAGING = 64 << 20  # bytes
 MAX_WORKERS = 8  # threads that convert and encode
 
 
@@ -130,7 +131,8 @@ class Loading:
     ):
         _check_together(encoders, spread)
         self.checkpoint, self.spread, self.report = checkpoint, spread, report
-        decided = plan(checkpoint.tensors(), table, parameters)
+        file_of = {t.name: file.path for file in checkpoint.files for t in file.tensors}
+        decided = plan(checkpoint.tensors(), table, parameters, file_of)
         self.described = dict(parameters)
         for path, encoder in encoders.items():
             if self.described.pop(path, None) is not None:
@@ -144,7 +146,7 @@ class Loading:
         gathering = Gathering(decided, encoders)
         self.placing = Placing(decided, parameters, encoders, self.held, spread, gathering)
         self.shares = shared_out(checkpoint.files, spread.num_processes)
-        self.num_workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        self.num_workers = min(num_cores(), MAX_WORKERS)
         self.staging = Staging(STAGING)
         self.opened: deque[np.ndarray | None] = deque()  # staging of parts that are being read
         self.placed: deque[tuple[Part, np.ndarray | None, Future[Placed] | None]] = deque()
@@ -192,13 +194,13 @@ class Loading:
         if (memory := self.staging.take(part.size)) is None:
             return None
         self.opened.append(memory)
-        return [memory[: part.size]]
+        return [memory]
 
     def full(self, part: Part) -> None:
         """Let a thread place what came to staging."""
         memory, task = self.opened.popleft(), None
         if memory is not None:
-            task = self.workers.submit(self.placing.place, part, memory[: part.size])
+            task = self.workers.submit(self.placing.place, part, memory)
         self.placed.append((part, memory, task))
         self._settle()
 
@@ -216,7 +218,7 @@ class Loading:
         part, memory, task = self.placed.popleft()
         placed = task.result() if task else Placed(self.placing.counts(part), {})
         if memory is not None:
-            self.staging.give_back(memory)
+            self.staging.give_back_oldest()
         for path, count in placed.counts:
             self.held.has_come(path, count)
         if self.lanes:
@@ -236,6 +238,11 @@ class Loading:
                 self.bytes_done, self.bytes_total, self.tensors_done, self.tensors_total, seconds
             )
         )
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _check_together(encoders: Mapping[str, Encoder], spread: Spread) -> None:

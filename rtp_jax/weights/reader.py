@@ -40,7 +40,7 @@ class Reading:
 
     block_bytes: int = 8 << 20  # read by one thread at a time
     readers: int = 4  # threads, so that a mount or a disk always has something to do
-    ahead: int = 8  # blocks that are being read or wait to be placed
+    ahead: int = 6  # blocks that are being read or wait to be placed
     read: Read = os.preadv
 
 
@@ -192,13 +192,19 @@ def _fill(block: _Block, read: Read) -> None:
         except OSError as reason:
             raise unreadable(block.header.path, reason.strerror or str(reason)) from reason
         if not count:
-            raise _changed(block.header, f"it ends {block.size - done} bytes early")
+            raise _changed(block.header, _where_it_ends(block, done))
         done += count
         while count:
             if count < pieces[0].nbytes:
                 pieces[0] = pieces[0][count:]
                 break
             count -= pieces.popleft().nbytes
+
+
+def _where_it_ends(block: _Block, done: int) -> str:
+    end = block.offset + done - block.header.data_start
+    tensor = next(tensor.name for tensor in block.header.tensors if tensor.end > end)
+    return f"it ends early, at byte {end} of its data, within tensor {tensor}"
 
 
 def _check_unchanged(header: Header, file: FileIO) -> None:

@@ -71,12 +71,15 @@ class OverMesh:
         assert mine, "this process has no device of the mesh"
         self.process = processes.index(mine[0])
         self.rank_of = [processes.index(device.process_index) for device in devices]
+        self._known: dict[tuple[str, int], list[Box]] = {}  # asked for each part of a tensor
 
     def boxes(self, path: str, shape: Shape, process: int) -> list[Box]:
         """Give the boxes of the devices of a process."""
-        split = self.specs.get(path, PartitionSpec())
-        every = boxes(shape, tuple(split), self.mesh.shape)
-        return [box for box, rank in zip(every, self.rank_of, strict=True) if rank == process]
+        if (path, process) not in self._known:
+            split = self.specs.get(path, PartitionSpec())
+            every = zip(boxes(shape, tuple(split), self.mesh.shape), self.rank_of, strict=True)
+            self._known[path, process] = [box for box, rank in every if rank == process]
+        return self._known[path, process]
 
     def assemble(self, path: str, shape: Shape, buffers: Mapping[Box, np.ndarray]) -> jax.Array:
         """Send each device its buffer, and make one array of all."""

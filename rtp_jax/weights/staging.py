@@ -1,42 +1,53 @@
-"""Staging: memory in which bytes wait until they are converted, used again and of bounded size."""
+"""Staging: memory in which bytes wait until they are placed; a ring, because parts go as they come.
 
-from collections import defaultdict
+|   free   | oldest | ... | newest |   free   |
+"""
+
+from collections import deque
 
 import numpy as np
 
 from rtp_jax.weights.convert import aligned
 
 BYTE = np.dtype(np.uint8)
+BOUNDARY = 64  # bytes, as `aligned` has them
+LARGE = 4  # what is more than one part in four of the ring gets memory of its own
 
 
 class Staging:
-    """Buffers of which at most `limit` bytes are taken at a time, or one of any size."""
+    """So many bytes, and besides one piece at a time that is too large for them."""
 
-    def __init__(self, limit: int):
-        self.limit, self.taken = limit, 0
-        self.idle: defaultdict[int, list[np.ndarray]] = defaultdict(list)  # by size
-        self.idle_bytes = 0
+    def __init__(self, num_bytes: int):
+        self.ring = aligned((num_bytes,), BYTE)  # takes memory only where it is written
+        self.taken: deque[tuple[int, int] | None] = deque()  # ranges of the ring; None: a large one
+        self.ranges: deque[tuple[int, int]] = deque()
 
     def take(self, num_bytes: int) -> np.ndarray | None:
-        """Take a buffer of at least `num_bytes`, on a 64-byte boundary; None while there is none.
-
-        Sizes are powers of two, so that buffers serve again; what is not touched takes no memory.
-        """
-        size = 1 << max(num_bytes - 1, 4095).bit_length()
-        if self.taken and self.taken + size > self.limit:
+        """Take memory on a 64-byte boundary; None while there is no room."""
+        if num_bytes > self.ring.size // LARGE:
+            if None in self.taken:
+                return None
+            self.taken.append(None)
+            return aligned((num_bytes,), BYTE)
+        begin = self._begin(max(num_bytes + -num_bytes % BOUNDARY, BOUNDARY))
+        if begin is None:
             return None
-        self.taken += size
-        if self.idle[size]:
-            self.idle_bytes -= size
-            return self.idle[size].pop()
-        if self.taken + self.idle_bytes > self.limit:
-            self.idle.clear()
-            self.idle_bytes = 0
-        return aligned((size,), BYTE)
+        found = begin, begin + max(num_bytes + -num_bytes % BOUNDARY, BOUNDARY)
+        self.taken.append(found)
+        self.ranges.append(found)
+        return self.ring[begin : begin + num_bytes]
 
-    def give_back(self, buffer: np.ndarray) -> None:
-        """Return a buffer that nobody looks at any more."""
-        self.taken -= buffer.nbytes
-        if self.taken + self.idle_bytes + buffer.nbytes <= self.limit:
-            self.idle[buffer.nbytes].append(buffer)
-            self.idle_bytes += buffer.nbytes
+    def _begin(self, size: int) -> int | None:
+        """Find room in the ring: after the newest, or else before the oldest."""
+        if not self.ranges:
+            return 0
+        (oldest, _), (newest, end) = self.ranges[0], self.ranges[-1]
+        if newest >= oldest and end + size <= self.ring.size:
+            return end
+        begin = 0 if newest >= oldest else end
+        return begin if begin + size <= oldest else None
+
+    def give_back_oldest(self) -> None:
+        """Free what was taken first, which nobody looks at any more."""
+        if self.taken.popleft() is not None:
+            self.ranges.popleft()

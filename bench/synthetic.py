@@ -137,7 +137,8 @@ def _write_file(path: Path, shapes: Shapes, names: list[str]) -> None:
 
 def _numbers(count: int, seed: int) -> Iterator[memoryview]:
     """Give bytes that are finite numbers around 0.01 in bfloat16, and in float32 as well."""
-    numbers = np.random.default_rng(seed).standard_normal(PATTERN // 4, np.float32) * 0.02
+    size = min(PATTERN, count) // 4 + 1
+    numbers = np.random.default_rng(seed).standard_normal(size, np.float32) * 0.02
     pattern = numbers.astype(jnp.bfloat16).view(np.uint16)
     pattern = np.stack([pattern, pattern[::-1]], -1).reshape(-1).view(np.uint8)
     while count:

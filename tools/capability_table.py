@@ -20,6 +20,7 @@ ROWS = {  # the name that tests use, and what it means
     "Qwen": "Qwen2, Qwen2.5 and Qwen3, dense",
     "rope scaling": "linear, llama3, yarn; dynamic up to the original length",
     "safetensors": "Hugging Face folders, one file or many, float32, bfloat16, float16",
+    "load over a mesh": "every byte of a checkpoint is read once, by one device or process",
     "tokenizers": "`tokenizer.json` and sentencepiece; never half a character",
     "chat templates": "in a sandbox",
     "bfloat16": "weights and KV pages",

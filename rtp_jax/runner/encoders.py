@@ -14,6 +14,9 @@ from rtp_jax.quant.quantized_array import NATIVE
 from rtp_jax.quant.schemes import quantize
 from rtp_jax.weights.encoder import Encoder
 
+Arrays = Mapping[str, np.ndarray]
+NUMBERS = ""  # the only part of a matrix that is stored as plain numbers
+
 
 def encoders(bones: Skeleton) -> dict[str, Encoder]:
     """Give an encoder to every matrix that is not held as it is stored."""
@@ -28,10 +31,12 @@ def _encoder(path: str, encoding: Encoding, bones: Skeleton) -> Encoder:
     names = [path + VALUES, path + SCALES]
     held = {name: bones.held[name] for name in names if name in bones.held}
 
-    def pack(row: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
-        packing.pack_rows(row, encoding.scheme, into[path + VALUES])
+    def pack(parts: Arrays, into: Arrays) -> None:
+        packing.pack_rows(parts[NUMBERS], encoding.scheme, into[path + VALUES])
 
-    def encode(row: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
-        into[path + VALUES][:], into[path + SCALES][:] = quantize(row, encoding.scheme)
+    def encode(parts: Arrays, into: Arrays) -> None:
+        into[path + VALUES][:], into[path + SCALES][:] = quantize(parts[NUMBERS], encoding.scheme)
 
-    return Encoder(held, pack if encoding.layout == NATIVE else encode)
+    if encoding.layout == NATIVE:
+        return Encoder({path: NUMBERS}, held, pack, packing.BLOCK_ROWS)
+    return Encoder({path: NUMBERS}, held, encode, block_rows=1)

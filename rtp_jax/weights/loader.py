@@ -1,19 +1,24 @@
 """How does a checkpoint become the parameters of a model?  Plan from the headers, then read once.
 
-Each file is read front to back.  A tensor is converted as soon as its bytes are there, into its row
-of a host buffer that holds one whole (stacked) parameter; when the last row of a parameter is in,
-the buffer is handed to `place`.  Buffers begin on a 64-byte boundary, because there jax takes them
-over without a copy on a CPU.  A parameter that is held in another encoding gets a buffer for each
-row, which is encoded and dropped as soon as it is full.  The peak on the host is the parameters as
-held, two blocks, and twice the largest tensor.
+Each file is read front to back, in parts of a few megabytes.  What devices hold as it is stored is
+read straight into the buffers that become their arrays.  Everything else is read into staging, and
+converted, encoded and cut by a few threads while more is read; then its staging serves again.  When
+the last number of a parameter is in, its buffers are handed over.  The peak on the host is the
+parameters as held and `STAGING`, and once the largest tensor if one must be seen whole.
 
-Read next: `plan.py` for what is checked before, `reader.py` for the reading.
+Over a mesh each process keeps what its devices hold.  Several processes share the files: what
+others need of a part goes to them (`exchange.py`).
+
+Read next: `plan.py` for what is checked before, `parts.py`, `reader.py`, `placing.py`.
 """
 
+import os
+import sys
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +27,27 @@ import numpy as np
 
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
-from rtp_jax.weights.convert import Allocate, aligned, overflowed, write
+from rtp_jax.weights.convert import Allocate, aligned
 from rtp_jax.weights.encoder import Encoder
-from rtp_jax.weights.plan import Parameters, Placement, Plan, plan
-from rtp_jax.weights.reader import BLOCK, ByteStream, read_blocks
-from rtp_jax.weights.safetensors import Header, Tensor
-from rtp_jax.weights.table import WeightTable, as_is
+from rtp_jax.weights.exchange import Exchange, Lanes, Link
+from rtp_jax.weights.gathering import Gathering
+from rtp_jax.weights.held import Held
+from rtp_jax.weights.parts import PART, Part, Run, parts_of, shared_out
+from rtp_jax.weights.placing import Placed, Placing
+from rtp_jax.weights.plan import Parameters, plan
+from rtp_jax.weights.reader import Reading, read_parts
+from rtp_jax.weights.shards import Box, shape_of
+from rtp_jax.weights.spread import OneDevice, Place, Spread
+from rtp_jax.weights.staging import Staging
+from rtp_jax.weights.table import WeightTable
 
-Place = Callable[[str, np.ndarray], jax.Array]
+STAGING = 64 << 20  # bytes
+MAX_WORKERS = 8  # threads that convert and encode
 
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load has come; bytes count what was really read, headers included."""
+    """How far a load has come; bytes count what this process really read, headers included."""
 
     bytes_done: int
     bytes_total: int
@@ -52,7 +65,9 @@ def load(
     progress: Callable[[LoadProgress], None] | None = None,
     place: Place | None = None,
     allocate: Allocate = aligned,
-    block_bytes: int = BLOCK,
+    spread: Spread | None = None,
+    exchange: Exchange | None = None,
+    reading: Reading = Reading(),
 ) -> dict[str, jax.Array]:
     """Load a checkpoint.
 
@@ -65,123 +80,155 @@ def load(
       place: turns a complete host array, which is then its own, into a device array.  By default it
         goes to the default device.
       allocate: gives the host arrays of parameters.
-      block_bytes: how much is read at once; two blocks are in memory.
+      spread: where parameters go instead, if it is not one device.
+      exchange: connects the processes whose devices `spread` names, if they are several.
+      reading: how files are read.
 
     Returns:
       Dotted path to array, for each of `parameters`, or for what its encoder holds instead.
     """
-    checkpoint = read_checkpoint(folder)
-    loading = Loading(
-        checkpoint,
-        plan(checkpoint.tensors(), table, parameters),
-        parameters,
-        encoders=encoders or {},
-        report=progress or (lambda _: None),
-        place=place or (lambda _, array: jax.device_put(array)),
-        allocate=allocate,
-        block_bytes=block_bytes,
-    )
-    with ThreadPoolExecutor(1, "read-weights") as reader:
-        for header in checkpoint.files:
-            loading.read(header, reader)
-    return loading.loaded
+    link = Link(exchange) if exchange else None
+    with _told_to(link):
+        checkpoint = read_checkpoint(folder)
+        if link:
+            link.agree_on(checkpoint)
+        loading = Loading(
+            checkpoint,
+            table,
+            parameters,
+            encoders=encoders or {},
+            spread=spread or OneDevice(place or (lambda _, array: jax.device_put(array))),
+            report=progress or (lambda _: None),
+            allocate=allocate,
+        )
+        return loading.run(reading, link)
+
+
+@contextmanager
+def _told_to(link: Link | None) -> Iterator[None]:
+    """Tell the other processes if this one fails."""
+    try:
+        yield
+    except BaseException as error:
+        if link:
+            link.fail(error)
+        raise
 
 
 class Loading:
-    """A load on its way: parameters that are complete, and buffers of those that are not."""
+    """A load on its way: parameters that are complete, and parts that are not yet placed."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        plan: Plan,
+        table: WeightTable,
         parameters: Parameters,
         *,
         encoders: Mapping[str, Encoder],
+        spread: Spread,
         report: Callable[[LoadProgress], None],
-        place: Place,
         allocate: Allocate,
-        block_bytes: int,
     ):
-        self.plan, self.parameters, self.report, self.place = plan, parameters, report, place
-        self.encoders, self.allocate = encoders, allocate
+        _check_together(encoders, spread)
+        self.checkpoint, self.spread, self.report = checkpoint, spread, report
+        file_of = {t.name: file.path for file in checkpoint.files for t in file.tensors}
+        decided = plan(checkpoint.tensors(), table, parameters, file_of)
+        self.described = dict(parameters)
+        for path, encoder in encoders.items():
+            if self.described.pop(path, None) is not None:
+                self.described |= encoder.held
         self.loaded: dict[str, jax.Array] = {}
-        self.rows_left = dict(plan.num_rows)
-        self.incomplete: dict[str, np.ndarray] = {}  # held parameters that have rows to come
-        self.to_encode: dict[Placement, np.ndarray] = {}  # rows that are being read
-        tensors = checkpoint.tensors()
-        largest = max((t.end - t.begin for t in tensors.values()), default=0)
-        byte = np.dtype(np.uint8)
-        self.staging = aligned((largest,), byte)  # takes memory only where it is written
-        self.blocks = aligned((block_bytes,), byte), aligned((block_bytes,), byte)
+        boxes = {
+            path: spread.boxes(path, described.shape, spread.process)
+            for path, described in self.described.items()
+        }
+        self.held = Held(self.described, boxes, self._complete, allocate)
+        gathering = Gathering(decided, encoders)
+        self.placing = Placing(decided, parameters, encoders, self.held, spread, gathering)
+        self.shares = shared_out(checkpoint.files, spread.num_processes)
+        self.num_workers = min(num_cores(), MAX_WORKERS)
+        self.staging = Staging(STAGING)
+        self.opened: deque[np.ndarray | None] = deque()  # staging of parts that are being read
+        self.placed: deque[tuple[Part, np.ndarray | None, Future[Placed] | None]] = deque()
+        self.ignored = np.empty(PART, np.uint8)  # where bytes go that nobody needs
+        self.lanes: Lanes | None = None
+        mine = self.shares[spread.process]
         self.bytes_done = sum(header.data_start for header in checkpoint.files)
-        self.bytes_total, self.tensors_done, self.tensors_total = checkpoint.size, 0, len(tensors)
+        self.bytes_total = self.bytes_done + sum(run.size for run in mine)
+        self.tensors_done, self.tensors_total = 0, sum(len(run.tensors) for run in mine)
         self.started = time.perf_counter()
 
-    def read(self, header: Header, reader: Executor) -> None:
-        """Read one file and place its tensors."""
-        with closing(read_blocks(header, reader, self.blocks, self._count)) as blocks:
-            stream = ByteStream(blocks)
-            for tensor in header.tensors:
-                self._read_tensor(tensor, stream, header)
-                self.tensors_done += 1
-            stream.finish()
+    def run(self, reading: Reading, link: Link | None) -> dict[str, jax.Array]:
+        """Read everything, and give what has become of it."""
+        if link:
+            everybody = [list(self._parts(share)) for share in self.shares]
+            self.lanes = Lanes(link, everybody, self.placing)
+        with ThreadPoolExecutor(self.num_workers, "place-weights") as self.workers:
+            mine = self.shares[self.spread.process]
+            runs = ((run.header, self._parts([run])) for run in mine)
+            read_parts(runs, self, reading, self._count)
+            while self.placed:
+                self._settle_oldest()
+        if self.lanes:
+            self.lanes.finish()
         self._count(0)
+        missing = self.described.keys() - self.loaded.keys()
+        assert not missing, f"the plan fills every parameter, not so {missing}"
+        return self.loaded
 
-    def _read_tensor(self, tensor: Tensor, stream: ByteStream, header: Header) -> None:
-        placements, num_bytes = self.plan.placements_of[tensor.name], tensor.end - tensor.begin
-        if not placements:
-            for _ in stream.pieces(num_bytes):
-                pass  # ignored, and read, because the disk reads on anyway
-            return
-        if self._comes_in_pieces(tensor, header):
-            target, start = self._row(placements[0]).reshape(-1), 0
-            for piece in stream.pieces(num_bytes):
-                part = piece.view(tensor.dtype)
-                _write(target[start : start + part.size], part, tensor, header)
-                start += part.size
-        else:
-            source = np.ndarray(tensor.shape, tensor.dtype, stream.take(num_bytes, self.staging))
-            for placement in placements:
-                _write(self._row(placement), placement.transform.apply(source), tensor, header)
-        for placement in placements:
-            self._row_is_full(placement)
+    def _parts(self, runs: Sequence[Run]) -> Iterator[Part]:
+        for run in runs:
+            yield from parts_of(run, self.placing.rows_together, PART)
 
-    def _comes_in_pieces(self, tensor: Tensor, header: Header) -> bool:
-        """Whether a tensor needs no gathering: it keeps its layout, and no number is cut in two."""
-        placements, size = self.plan.placements_of[tensor.name], tensor.dtype.itemsize
-        whole = (header.data_start + tensor.begin) % size == 0 == len(self.blocks[0]) % size
-        return len(placements) == 1 and placements[0].transform is as_is and whole
+    def open(self, part: Part) -> list[np.ndarray] | None:
+        """Give the memory into which a part is read."""
+        if not self.placing.placements(part):
+            self.opened.append(None)
+            whole, rest = divmod(part.size, self.ignored.nbytes)
+            return [self.ignored] * whole + [self.ignored[:rest]]
+        self._settle()
+        self.placing.prepare(part)
+        if (straight := self.placing.straight(part)) is not None:
+            self.opened.append(None)
+            return straight
+        if (memory := self.staging.take(part.size)) is None:
+            return None
+        self.opened.append(memory)
+        return [memory]
 
-    def _row(self, placement: Placement) -> np.ndarray:
-        """The part of a host buffer that a tensor fills."""
-        path = placement.parameter
-        parameter = self.parameters[path]
-        if path not in self.encoders:
-            return self._held(path, parameter)[(*placement.row, ...)]
-        if placement not in self.to_encode:
-            shape = parameter.shape[len(placement.row) :]
-            self.to_encode[placement] = aligned(shape, np.dtype(parameter.dtype))
-        return self.to_encode[placement]
+    def full(self, part: Part) -> None:
+        """Let a thread place what came to staging."""
+        memory, task = self.opened.popleft(), None
+        if memory is not None:
+            task = self.workers.submit(self.placing.place, part, memory)
+        self.placed.append((part, memory, task))
+        self._settle()
 
-    def _held(self, path: str, described: jax.ShapeDtypeStruct) -> np.ndarray:
-        if path not in self.incomplete:
-            self.incomplete[path] = self.allocate(described.shape, np.dtype(described.dtype))
-        return self.incomplete[path]
+    def wait(self) -> None:
+        """Wait for the oldest part."""
+        self._settle_oldest()
 
-    def _row_is_full(self, placement: Placement) -> None:
-        path = placement.parameter
-        held = [path]
-        if encoder := self.encoders.get(path):
-            held = list(encoder.held)
-            into = {
-                name: self._held(name, described)[(*placement.row, ...)]
-                for name, described in encoder.held.items()
-            }
-            encoder.encode(self.to_encode.pop(placement), into)
-        self.rows_left[path] -= 1
-        if not self.rows_left[path]:
-            for name in held:
-                self.loaded[name] = self.place(name, self.incomplete.pop(name))
+    def _settle(self) -> None:
+        """Settle what is placed, in order, without waiting."""
+        while self.placed and (self.placed[0][2] is None or self.placed[0][2].done()):
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        """Count a part that is placed, and send what others need of it."""
+        part, memory, task = self.placed.popleft()
+        placed = task.result() if task else Placed(self.placing.counts(part), {})
+        if memory is not None:
+            self.staging.give_back_oldest()
+        for path, count in placed.counts:
+            self.held.has_come(path, count)
+        if self.lanes:
+            self.lanes.send(placed.outgoing)
+        self.tensors_done += part.is_last
+
+    def _complete(self, path: str, buffers: dict[Box, np.ndarray]) -> None:
+        shape = self.described[path].shape
+        assert all(buffer.shape == shape_of(box) for box, buffer in buffers.items())
+        self.loaded[path] = self.spread.assemble(path, shape, buffers)
 
     def _count(self, num_bytes: int) -> None:
         self.bytes_done += num_bytes
@@ -193,10 +240,16 @@ class Loading:
         )
 
 
-def _write(target: np.ndarray, source: np.ndarray, tensor: Tensor, header: Header) -> None:
-    write(target, source)
-    if overflowed(target, source):
+def num_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _check_together(encoders: Mapping[str, Encoder], spread: Spread) -> None:
+    """Refuse to let processes share what is encoded from several tensors: each may have others."""
+    if spread.num_processes > 1 and any(len(encoder.parts) > 1 for encoder in encoders.values()):
         raise CheckpointError(
-            f"RTPJ-3102 NUMBER_TOO_LARGE: {header.path}, tensor {tensor.name}: numbers of "
-            f"{source.dtype} are infinite in {target.dtype}. Run the model in bfloat16 or float32."
+            f"RTPJ-3112 QUANTIZED_IN_PROCESSES: a checkpoint whose matrices are stored as several"
+            f" tensors each was to be shared by {spread.num_processes} processes, and is loaded by"
+            " one at a time. Load it in one process, or use a checkpoint of plain numbers."
         )

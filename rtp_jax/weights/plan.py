@@ -6,6 +6,7 @@ Read next: `loader.py`, which carries the plan out.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -35,15 +36,25 @@ class Plan:
     num_rows: dict[str, int]
 
 
-def plan(tensors: Mapping[str, Tensor], table: WeightTable, parameters: Parameters) -> Plan:
-    """Place all tensors of a checkpoint, or name those that do not fit."""
+def plan(
+    tensors: Mapping[str, Tensor],
+    table: WeightTable,
+    parameters: Parameters,
+    file_of: Mapping[str, Path] | None = None,
+) -> Plan:
+    """Place all tensors of a checkpoint, or name those that do not fit, with their files."""
     weights_of = table.resolve(tensors)
     placements_of = {
         name: [_placement(weight, parameters) for weight in weights]
         for name, weights in weights_of.items()
     }
     placements = [(tensors[name], p) for name, several in placements_of.items() for p in several]
-    if misfits := [words for t, p in placements if (words := _misfit(t, p, parameters))]:
+    files = {name: f" ({path.name})" for name, path in (file_of or {}).items()}
+    if misfits := [
+        words + files.get(tensor.name, "")
+        for tensor, placement in placements
+        if (words := _misfit(tensor, placement, parameters))
+    ]:
         more = f" and {len(misfits) - NAMES_SHOWN} more" if len(misfits) > NAMES_SHOWN else ""
         raise CheckpointError(
             f"RTPJ-3101 TENSORS_DO_NOT_FIT: {len(misfits)} tensors do not fit the model: "

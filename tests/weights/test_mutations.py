@@ -10,6 +10,7 @@ import pytest
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.fingerprint import fingerprint
 from rtp_jax.weights.loader import load
+from rtp_jax.weights.reader import Reading
 from tests.weights.written import expected, parameters, save, table, tensors
 
 ROUNDS, PER_ROUND = 12, 50
@@ -59,7 +60,7 @@ def renumbered(data: bytes, chance: random.Random) -> bytes:
 def attempt(folder, source) -> bool:
     """Load a damaged checkpoint; True if it loads, False if it is refused as it should be."""
     try:
-        loaded = load(folder, table(), parameters(), block_bytes=4096)
+        loaded = load(folder, table(), parameters(), reading=Reading(block_bytes=4096))
         fingerprint(folder)
     except CheckpointError as refused:
         message = str(refused).encode("utf-8")  # it can be printed and sent

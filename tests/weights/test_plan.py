@@ -1,5 +1,7 @@
 """Plans: tensors that do not fit are named with both shapes; our own mistakes are assertions."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -53,6 +55,13 @@ def test_heads_that_do_not_divide():
 def test_a_dtype_that_is_never_converted():
     message = refused([tensor("a", 3, dtype=np.int32)], [Weight("a", "b")], b=(3,))
     assert "a is int32, b is float32" in message
+
+
+def test_a_misfit_is_named_with_its_file():
+    tensors = {"a": tensor("a", 3, dtype=np.int32)}
+    shapes = {"b": jax.ShapeDtypeStruct((3,), F32)}
+    with pytest.raises(CheckpointError, match=r"a is int32, b is float32 \(model-2\.safetensors\)"):
+        plan(tensors, WeightTable([Weight("a", "b")]), shapes, {"a": Path("x/model-2.safetensors")})
 
 
 def test_ten_misfits_are_named_and_all_are_counted():

@@ -1,123 +1,173 @@
 """Reading: every byte once and in order at any block size; files that fail or change."""
 
-import io
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rtp_jax.errors import CheckpointError
-from rtp_jax.weights import reader
-from rtp_jax.weights.reader import ByteStream, read_blocks
+from rtp_jax.weights.parts import Run, parts_of
+from rtp_jax.weights.reader import Reading, read_parts
 from rtp_jax.weights.safetensors import read_header
-from tests.weights.written import raw
+from tests.weights.written import counted, raw
 
 DATA = bytes(range(250)) * 3
+SIZES = [200, 0, 7, 3, 40, 500]
 
 
 @pytest.fixture
 def header(tmp_path):
-    entry = {"dtype": "U8", "shape": [len(DATA)], "data_offsets": [0, len(DATA)]}
-    (tmp_path / "a.safetensors").write_bytes(raw({"a": entry}, DATA))
+    ends = np.cumsum(SIZES)
+    entries = {
+        f"t{i}": {"dtype": "U8", "shape": [size], "data_offsets": [int(end) - size, int(end)]}
+        for i, (size, end) in enumerate(zip(SIZES, ends, strict=True))
+    }
+    (tmp_path / "a.safetensors").write_bytes(raw(entries, DATA))
     return read_header(tmp_path / "a.safetensors")
 
 
-@pytest.fixture
-def thread():
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
+def parts(header, part_bytes=90):
+    return list(parts_of(Run(header, header.tensors), lambda _: 1, part_bytes))
 
 
-def buffers(size: int):
-    return np.empty(size, np.uint8), np.empty(size, np.uint8)
+class Memory:
+    """A sink that keeps what it gets, in pieces, and may have room for few parts."""
+
+    def __init__(self, room=math.inf, pieces=1):
+        self.room, self.pieces = room, pieces
+        self.opened, self.came, self.waits = [], b"", 0
+
+    def open(self, part):
+        if len(self.opened) >= self.room:
+            return None
+        memory = np.zeros(part.size, np.uint8)
+        self.opened.append((part, memory))
+        return np.array_split(memory, self.pieces) if part.size else []
+
+    def full(self, part):
+        opened, memory = self.opened.pop(0)
+        assert opened is part
+        self.came += memory.tobytes()
+
+    def wait(self):
+        self.waits += 1
+        self.room += 1
 
 
-class Hesitant(io.FileIO):
-    """A file of which one read returns at most seven bytes, as a signal or a network may cause."""
+def read(header, how, sink=None, files=1):
+    sink = sink or Memory()
+    counts = []
+    read_parts([(header, parts(header))] * files, sink, how, counts.append)
+    assert sum(counts) == len(sink.came)
+    return sink.came
 
-    def readinto(self, buffer):
-        return super().readinto(memoryview(buffer)[:7])
+
+@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("size", [1, 13, 64, 100, 749, 750, 1024, 4096])
+def test_every_byte_comes_once_and_in_order(header, size, readers):
+    how, counts = counted(Reading(block_bytes=size, readers=readers))
+    assert read(header, how, files=2) == DATA * 2
+    assert sum(counts) == 2 * len(DATA)
 
 
-class Broken(io.FileIO):
-    """A file on a disk that fails."""
+def test_blocks_end_at_multiples_of_their_size_and_go_forward(header):
+    asked = []
 
-    def readinto(self, buffer):
+    def note(descriptor, pieces, offset):
+        asked.append((offset, sum(piece.nbytes for piece in pieces)))
+        return os.preadv(descriptor, pieces, offset)
+
+    read(header, Reading(block_bytes=128, readers=1, read=note))
+    ends = [offset + count for offset, count in asked]
+    assert [offset for offset, _ in asked[1:]] == ends[:-1]
+    assert asked[0][0] == header.data_start
+    assert all(end % 128 == 0 for end in ends[:-1])
+
+
+def test_memory_may_come_in_more_pieces_than_one_call_takes(header, monkeypatch):
+    monkeypatch.setattr("rtp_jax.weights.reader.MAX_PIECES", 3)
+    assert read(header, Reading(block_bytes=512), Memory(pieces=7)) == DATA
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_reading_waits_for_room(header, room):
+    sink = Memory(room)
+    assert read(header, Reading(block_bytes=1000), sink) == DATA
+    assert sink.room == room  # what was read made room
+
+
+def test_without_anything_to_read_it_waits_for_the_sink(header):
+    sink = Memory(room=0)
+    assert read(header, Reading(), sink) == DATA
+    assert sink.waits == 1
+
+
+def test_several_threads_read_at_a_time(header):
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def slow(descriptor, pieces, offset):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+        return os.preadv(descriptor, pieces, offset)
+
+    assert read(header, Reading(block_bytes=50, readers=3, ahead=3, read=slow)) == DATA
+    assert most == 3
+
+
+def test_short_reads_are_continued(header):
+    def hesitant(descriptor, pieces, offset):
+        return os.preadv(descriptor, [pieces[0][:7]], offset)
+
+    assert read(header, Reading(block_bytes=100, read=hesitant)) == DATA
+
+
+def test_a_failing_disk_is_an_error_with_the_name_of_the_file(header):
+    def broken(descriptor, pieces, offset):
         raise OSError(5, "Input/output error")
 
-
-@pytest.mark.parametrize("size", [1, 13, 64, 100, 749, 750, 1024, 4096])
-def test_every_byte_comes_once_and_in_order(header, thread, size):
-    counts = []
-    blocks = read_blocks(header, thread, buffers(size), counts.append)
-    assert b"".join(block.tobytes() for block in blocks) == DATA
-    assert sum(counts) == len(DATA)
-
-
-def test_blocks_end_at_multiples_of_their_size(header, thread):
-    sizes = [block.size for block in read_blocks(header, thread, buffers(128), lambda _: None)]
-    assert (header.data_start + sizes[0]) % 128 == 0
-    assert set(sizes[1:-1]) == {128}
-
-
-def test_short_reads_are_continued(header, thread, monkeypatch):
-    monkeypatch.setattr(reader, "open_regular", Hesitant)
-    blocks = read_blocks(header, thread, buffers(100), lambda _: None)
-    assert b"".join(block.tobytes() for block in blocks) == DATA
-
-
-def test_a_failing_disk_is_an_error_with_the_name_of_the_file(header, thread, monkeypatch):
-    monkeypatch.setattr(reader, "open_regular", Broken)
     with pytest.raises(CheckpointError, match=r"RTPJ-3011 .*a\.safetensors.*Input/output error"):
-        list(read_blocks(header, thread, buffers(100), lambda _: None))
+        read(header, Reading(read=broken))
 
 
-def test_a_file_that_changed_since_its_header_was_read_is_refused(header, thread):
+def test_a_file_that_changed_since_its_header_was_read_is_refused(header):
     os.utime(header.path, ns=(0, 0))
     with pytest.raises(CheckpointError, match="RTPJ-3100 FILE_CHANGED"):
-        list(read_blocks(header, thread, buffers(100), lambda _: None))
+        read(header, Reading())
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused(header, thread):
-    with closing(read_blocks(header, thread, buffers(64), lambda _: None)) as blocks:
-        next(blocks)
-        os.truncate(header.path, 300)
-        with pytest.raises(CheckpointError, match=r"RTPJ-3100 FILE_CHANGED.* bytes early"):
-            list(blocks)
+@pytest.mark.parametrize("change", ["shrinks", "is touched"])
+def test_a_file_that_changes_while_it_is_read_is_refused(header, change):
+    def meddling(descriptor, pieces, offset):
+        if change == "shrinks":
+            os.truncate(header.path, 300)
+        else:
+            os.utime(header.path, ns=(0, 0))
+        return os.preadv(descriptor, pieces, offset)
+
+    message = r"RTPJ-3100 FILE_CHANGED.*" + (
+        "ends early, at byte .* within tensor t" if change == "shrinks" else "inode"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        read(header, Reading(block_bytes=64, read=meddling))
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(header, thread):
-    with closing(read_blocks(header, thread, buffers(64), lambda _: None)) as blocks:
-        next(blocks)
-        os.utime(header.path, ns=(0, 0))
-        with pytest.raises(CheckpointError, match="RTPJ-3100 FILE_CHANGED"):
-            list(blocks)
+def test_what_fails_leaves_no_thread_and_no_open_file(header):
+    class Full(Memory):
+        def full(self, part):
+            raise MemoryError
 
-
-def test_a_reader_that_is_left_early_leaves_nothing_behind(header, thread):
-    blocks = read_blocks(header, thread, buffers(64), lambda _: None)
-    next(blocks)
-    blocks.close()
-    assert thread.submit(lambda: 3).result() == 3
-
-
-@pytest.mark.parametrize("size", [5, 64, 4096])
-def test_a_stream_is_cut_anywhere(header, thread, size):
-    blocks = read_blocks(header, thread, buffers(size), lambda _: None)
-    stream, staging, random = ByteStream(blocks), np.empty(200, np.uint8), np.random.default_rng(0)
-    found = b""
-    while left := len(DATA) - len(found):
-        count = min(left, int(random.integers(0, 200)))
-        match random.integers(3):
-            case 0:
-                found += stream.take(count, staging).tobytes()
-            case 1:
-                target = np.empty(count, np.uint8)
-                stream.fill(target)
-                found += target.tobytes()
-            case _:
-                found += b"".join(piece.tobytes() for piece in stream.pieces(count))
-    stream.finish()
-    assert found == DATA
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(MemoryError):
+        read(header, replace(Reading(), block_bytes=64), Full())
+    assert not [t for t in threading.enumerate() if t.name.startswith("read-weights")]
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -1,7 +1,9 @@
 """Checkpoints that tests write: by the format's own library, or by hand where it would refuse."""
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from rtp_jax.quant.schemes import SCHEMES, quantize
+from rtp_jax.weights.encoder import Encoder
+from rtp_jax.weights.reader import Reading
 from rtp_jax.weights.table import Weight, WeightTable, in_each_layer, split_heads, transposed
 
 HIDDEN, HEADS, VOCAB, LAYERS = 24, 3, 40, 4
@@ -123,3 +128,59 @@ def shuffled(source: Mapping[str, np.ndarray], seed: int) -> bytes:
         data += more
     names = list(np.random.default_rng(seed + 1).permutation(order))
     return raw({str(name): header[str(name)] for name in names}, data)
+
+
+def quantizers(described: Mapping[str, Any]) -> dict[str, Encoder]:
+    """Give encoders to int8 to some parameters: one encodes rows by themselves, one all at once."""
+
+    def encoder(path: str, block_rows: int | None) -> Encoder:
+        shape = described[path].shape
+        held = {
+            f"{path}.values": jax.ShapeDtypeStruct(shape, np.int8),
+            f"{path}.scales": jax.ShapeDtypeStruct((*shape[:-1], 1), np.float32),
+        }
+
+        def encode(parts: Mapping[str, np.ndarray], into: Mapping[str, np.ndarray]) -> None:
+            values, scales = quantize(parts["numbers"], SCHEMES["int8"])
+            into[f"{path}.values"][:], into[f"{path}.scales"][:] = values, scales
+
+        return Encoder({path: "numbers"}, held, encode, block_rows)
+
+    paths = {"embedding.table": 4, "layers.experts.up.kernel": 1, "layers.mlp.kernel": None}
+    return {path: encoder(path, block_rows) for path, block_rows in paths.items()}
+
+
+def encoded(
+    numbers: Mapping[str, np.ndarray], encoders: Mapping[str, Encoder]
+) -> dict[str, np.ndarray]:
+    """Encode whole parameters, as the loader must have done part by part."""
+    found = {path: array for path, array in numbers.items() if path not in encoders}
+    for path in encoders:
+        values, scales = quantize(
+            numbers[path].reshape(-1, numbers[path].shape[-1]), SCHEMES["int8"]
+        )
+        found[f"{path}.values"] = values.reshape(numbers[path].shape)
+        found[f"{path}.scales"] = scales.reshape(*numbers[path].shape[:-1], 1)
+    return found
+
+
+def random_split(shape: tuple[int, ...], mesh: Mapping[str, int], seed: int) -> list[str | None]:
+    """Spread an array over mesh axes, each over an axis of its own that divides, or over none."""
+    random = np.random.default_rng(seed)
+    split: list[str | None] = [None] * len(shape)
+    for name, size in mesh.items():
+        axes = [i for i, n in enumerate(shape) if n % size == 0 and split[i] is None]
+        if axes and random.random() < 0.9:
+            split[int(random.choice(axes))] = name
+    return split
+
+
+def counted(reading: Reading) -> tuple[Reading, list[int]]:
+    """Count the bytes that the system says it has read."""
+    counts: list[int] = []
+
+    def read(descriptor: int, pieces: Any, offset: int) -> int:
+        counts.append(os.preadv(descriptor, pieces, offset))
+        return counts[-1]
+
+    return replace(reading, read=read), counts

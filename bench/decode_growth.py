@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from bench.machine_limits import limits
 from bench.record import write_record
 from rtp_jax.config import EngineConfig
@@ -93,9 +95,9 @@ def fitting(runner: Runner) -> Iterator[tuple[int, int]]:
 def write_pages(runner: Runner) -> None:
     """Write zeros to all KV pages: what was never written is not read from memory either."""
     assert runner._state is not None
-    for pages in runner._state.pages:
-        if pages.device.platform == "cpu":
-            ctypes.memset(pages.unsafe_buffer_pointer(), 0, pages.nbytes)
+    for array in jax.tree.leaves(runner._state.kv):
+        if array.device.platform == "cpu":
+            ctypes.memset(array.unsafe_buffer_pointer(), 0, array.nbytes)
 
 
 def measure(runner: Runner, batch: int, context: int, num_steps: int) -> float:

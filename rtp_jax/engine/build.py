@@ -18,6 +18,7 @@ from rtp_jax.engine.requests import RequestBuilder
 from rtp_jax.engine.submission import Submission
 from rtp_jax.errors import FailedPrecondition, Unavailable
 from rtp_jax.metrics import Metrics
+from rtp_jax.models.quantized_matrices import head_is_quantized, matrix_bytes
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.quant.schemes import Scheme, schemes_of
@@ -118,6 +119,7 @@ def decide(model: str, config: EngineConfig) -> Decided:
     """Resolve everything that `None` and `auto` leave open; reads small files only."""
     folder = find_model(model, hub_cache=hub_cache())
     spec = read_spec(read_json(folder / "config.json"))
+    _check_quantization(spec, config)
     facts = find_device(config.runner.platform)
     dtype = facts.best_dtype if config.model.dtype == "auto" else config.model.dtype
     kv_dtype = dtype if config.cache.kv_dtype == "auto" else config.cache.kv_dtype
@@ -145,6 +147,21 @@ def decide(model: str, config: EngineConfig) -> Decided:
     )
 
 
+def _check_quantization(spec: ModelSpec, config: EngineConfig) -> None:
+    """Refuse to quantize what the checkpoint has quantized already."""
+    if spec.quantization is None:
+        return
+    asked, head = config.model.quantization, config.model.head_quantization
+    if asked is None and (head == "auto" or not head_is_quantized(spec)):
+        return
+    field = "quantization" if asked is not None else "head_quantization"
+    raise FailedPrecondition(
+        f"RTPJ-6022 ALREADY_QUANTIZED: {field}={asked or head} was asked for, and the checkpoint is"
+        f" quantized ({spec.quantization.method}). Leave {field} out to run it as it is.",
+        field=field,
+    )
+
+
 def _schemes(config: EngineConfig) -> tuple[Scheme, Scheme]:
     return schemes_of(config.model.quantization, config.model.head_quantization)
 
@@ -154,8 +171,12 @@ def model_memory(
 ) -> ModelMemory:
     """Tell the memory plan about a model whose layers and head have these schemes."""
     itemsize = ITEMSIZE[dtype]
+    of_matrices, of_head = map(_bytes_per_number, schemes)
+    if spec.quantization is not None:
+        of_matrices, as_loaded = matrix_bytes(spec, itemsize)
+        of_head = of_head or as_loaded
     return ModelMemory(
-        weight_bytes=spec.weight_bytes(itemsize, *map(_bytes_per_number, schemes)),
+        weight_bytes=spec.weight_bytes(itemsize, of_matrices, of_head),
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from rtp_jax.quant.schemes import PLAIN, Scheme
+from rtp_jax.weights.matrix_format import MatrixFormat
 
 
 class Target(NamedTuple):
-    """The choices that layers are built with; the same for all layers of a model."""
+    """The choices that layers are built with; the same for all layers of a model, but the path."""
 
     platform: str  # "cpu" or "cuda": what programs are compiled for
     dtype: jnp.dtype  # of activations, and of weights that are not quantized
@@ -20,6 +21,19 @@ class Target(NamedTuple):
     # Kernels may leave out the padding behind a step's tokens. Not where the arithmetic of a token
     # must never depend on how many others there are.
     skip_padding: bool = True
+    # What the checkpoint says of its matrices: path of a module to format, for the quantized ones.
+    formats: tuple[tuple[str, MatrixFormat], ...] = ()
+    is_uneven: bool = False  # layers differ in their formats
+    path: str = ""  # of the module that is being built
+
+    def at(self, name: str) -> "Target":
+        """Give the target of a module inside the one that is being built."""
+        return self._replace(path=f"{self.path}.{name}" if self.path else name)
+
+    @property
+    def format(self) -> MatrixFormat | None:
+        """The format of this module's matrix in the checkpoint; None: plain numbers."""
+        return dict(self.formats).get(self.path)
 
     @property
     def unrolled(self) -> bool:
@@ -27,6 +41,7 @@ class Target(NamedTuple):
 
         On a GPU XLA copies each layer out of a stack that is scanned over, and a step reads its
         weights once, so that would be three times the traffic.  On a CPU the native kernels find
-        their layer in the stack, and a scan compiles in a quarter of the time.
+        their layer in the stack, and a scan compiles in a quarter of the time; but layers of
+        several kinds make no stack.
         """
-        return self.platform == "cuda"
+        return self.platform == "cuda" or self.is_uneven

@@ -13,6 +13,7 @@ from rtp_jax.layers.mlp import GatedMLP
 from rtp_jax.layers.norm import RMSNorm
 from rtp_jax.layers.target import Target
 from rtp_jax.models.fields import Fields
+from rtp_jax.models.quantization_fields import read_quantization
 from rtp_jax.models.rope_fields import read_rope
 from rtp_jax.models.spec import ModelSpec
 
@@ -31,7 +32,6 @@ def read_dense(
       family: fields of `ModelSpec` that a family decides: `windows`, biases, `head_norm`.
     """
     config.choice("hidden_act", "silu", ("silu", "swish"))
-    config.refuse("quantization_config", "Use the checkpoint in float32, bfloat16 or float16.")
     hidden_size, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     num_kv_heads = config.integer("num_key_value_heads", kv_heads)
     if num_heads % num_kv_heads:
@@ -60,6 +60,7 @@ def read_dense(
             "tied": config.flag("tie_word_embeddings", False),
             "bos_token_id": bos[0] if bos else None,
             "eos_token_ids": config.token_ids("eos_token_id"),
+            "quantization": read_quantization(config),
             **family,
         }
     )
@@ -116,23 +117,24 @@ def build_dense(spec: ModelSpec, target: Target) -> Decoder:
     def norm(axis: str = "embed", size: int = spec.hidden_size) -> RMSNorm:
         return RMSNorm((axis, size), eps=spec.norm_eps, target=target)
 
-    def layer() -> DecoderLayer:
+    def layer(here: Target) -> DecoderLayer:
         attention = Attention(
             heads,
-            target=target,
+            target=here.at("attention"),
             bias=spec.qkv_bias,
             output_bias=spec.output_bias,
             make_norm=(lambda: norm("head_dim", spec.head_dim)) if spec.head_norm else None,
         )
-        mlp = GatedMLP(spec.hidden_size, spec.mlp_size, bias=spec.mlp_bias, target=target)
+        sizes = spec.hidden_size, spec.mlp_size
+        mlp = GatedMLP(*sizes, bias=spec.mlp_bias, target=here.at("mlp"))
         return DecoderLayer(attention, mlp, (norm(), norm()))
 
-    table = partial(Embedding, spec.vocab_size, spec.hidden_size, target=target)
+    table = partial(Embedding, spec.vocab_size, spec.hidden_size)
     return Decoder(
-        table(is_head=spec.tied),
+        table(is_head=spec.tied, target=target.at("embedding")),
         layer,
         norm(),
-        None if spec.tied else table(is_head=True),
+        None if spec.tied else table(is_head=True, target=target.at("unembedding")),
         Positions(spec.rope, spec.windows),
         target=target,
     )

@@ -3,14 +3,16 @@
 Each file is read front to back.  A tensor is converted as soon as its bytes are there, into its row
 of a host buffer that holds one whole (stacked) parameter; when the last row of a parameter is in,
 the buffer is handed to `place`.  Buffers begin on a 64-byte boundary, because there jax takes them
-over without a copy on a CPU.  A parameter that is held in another encoding gets a buffer for each
-row, which is encoded and dropped as soon as it is full.  The peak on the host is the parameters as
-held, two blocks, and twice the largest tensor.
+over without a copy on a CPU.  A matrix that is held in another encoding gets a buffer for each part
+of each row, and these are encoded and dropped as soon as the last of them is full.  The peak on the
+host is the parameters as held, two blocks, twice the largest tensor, and those matrices of which a
+part is still to come.
 
 Read next: `plan.py` for what is checked before, `reader.py` for the reading.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
@@ -23,13 +25,14 @@ import numpy as np
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
 from rtp_jax.weights.convert import aligned, overflowed, write
-from rtp_jax.weights.encoder import Encoder
+from rtp_jax.weights.encoder import Encoder, WrongPart
 from rtp_jax.weights.plan import Parameters, Placement, Plan, plan
 from rtp_jax.weights.reader import BLOCK, ByteStream, read_blocks
 from rtp_jax.weights.safetensors import Header, Tensor
 from rtp_jax.weights.table import WeightTable, as_is
 
 Place = Callable[[str, np.ndarray], jax.Array]
+Row = tuple[int, ...]  # of a stacked parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,14 @@ class Loading:
         self.loaded: dict[str, jax.Array] = {}
         self.rows_left = dict(plan.num_rows)
         self.incomplete: dict[str, np.ndarray] = {}  # held parameters that have rows to come
-        self.to_encode: dict[Placement, np.ndarray] = {}  # rows that are being read
+        self.to_encode: dict[tuple[str, Row], np.ndarray] = {}  # rows whose matrix is being read
+        self.source_of: dict[tuple[str, Row], tuple[Tensor, Header]] = {}  # what filled them
+        self.parts_left = Counter(
+            (tuple(encoders[placement.parameter].parts), placement.row)
+            for placements in plan.placements_of.values()
+            for placement in placements
+            if placement.parameter in encoders
+        )
         tensors = checkpoint.tensors()
         largest = max((t.end - t.begin for t in tensors.values()), default=0)
         byte = np.dtype(np.uint8)
@@ -140,7 +150,7 @@ class Loading:
             for placement in placements:
                 _write(self._row(placement), placement.transform.apply(source), tensor, header)
         for placement in placements:
-            self._row_is_full(placement)
+            self._row_is_full(placement, tensor, header)
 
     def _comes_in_pieces(self, tensor: Tensor, header: Header) -> bool:
         """Whether a tensor needs no gathering: it keeps its layout, and no number is cut in two."""
@@ -154,30 +164,51 @@ class Loading:
         parameter = self.parameters[path]
         if path not in self.encoders:
             return self._held(path, parameter)[(*placement.row, ...)]
-        if placement not in self.to_encode:
+        key = path, placement.row
+        if key not in self.to_encode:
             shape = parameter.shape[len(placement.row) :]
-            self.to_encode[placement] = aligned(shape, np.dtype(parameter.dtype))
-        return self.to_encode[placement]
+            self.to_encode[key] = aligned(shape, np.dtype(parameter.dtype))
+        return self.to_encode[key]
 
     def _held(self, path: str, described: jax.ShapeDtypeStruct) -> np.ndarray:
         if path not in self.incomplete:
             self.incomplete[path] = aligned(described.shape, np.dtype(described.dtype))
         return self.incomplete[path]
 
-    def _row_is_full(self, placement: Placement) -> None:
+    def _row_is_full(self, placement: Placement, tensor: Tensor, header: Header) -> None:
         path = placement.parameter
-        held = [path]
+        held, paths = [path], [path]
         if encoder := self.encoders.get(path):
-            held = list(encoder.held)
-            into = {
-                name: self._held(name, described)[(*placement.row, ...)]
-                for name, described in encoder.held.items()
-            }
-            encoder.encode(self.to_encode.pop(placement), into)
+            held, paths = list(encoder.held), list(encoder.parts)
+            self.source_of[path, placement.row] = tensor, header
+            self.parts_left[tuple(encoder.parts), placement.row] -= 1
+            if not self.parts_left[tuple(encoder.parts), placement.row]:
+                self._encode(encoder, placement.row)
         self.rows_left[path] -= 1
-        if not self.rows_left[path]:
+        if not any(self.rows_left[one] for one in paths):
             for name in held:
                 self.loaded[name] = self.place(name, self.incomplete.pop(name))
+
+    def _encode(self, encoder: Encoder, row: Row) -> None:
+        """Encode one matrix whose parts are all there."""
+        into = {
+            name: self._held(name, described)[(*row, ...)]
+            for name, described in encoder.held.items()
+        }
+        paths = {part: path for path, part in encoder.parts.items()}
+        parts = {
+            part: self.to_encode.pop((path, row))
+            for part, path in paths.items()
+            if (path, row) in self.to_encode  # or it is absent
+        }
+        try:
+            encoder.encode(parts, into)
+        except WrongPart as wrong:
+            tensor, header = self.source_of[paths[wrong.part], row]
+            raise CheckpointError(
+                f"RTPJ-3103 QUANTIZED_TENSOR_WRONG: {header.path}, tensor {tensor.name}:"
+                f" {wrong.reason}. Use the config.json of this checkpoint, or quantize anew."
+            ) from wrong
 
     def _count(self, num_bytes: int) -> None:
         self.bytes_done += num_bytes

@@ -193,6 +193,37 @@ RTP_EXPORT void rtp_pack_rows(int64_t scheme_id, const void* rows, int64_t is_bf
   }
 }
 
+// Packs values that are encoded already: int8 [outer, inner], or pairs of int4 [outer, inner / 2],
+// and scales [outer, groups].
+RTP_EXPORT void rtp_pack_values(int64_t scheme_id, const uint8_t* values, const float* scales,
+                                int64_t outer, int64_t inner, uint8_t* out) {
+  using namespace rtp;
+  auto scheme = static_cast<Scheme>(scheme_id);
+  bool pairs = scheme == Scheme::kInt4;
+  int64_t block = block_bytes(scheme, inner), stride = pairs ? inner : divided_up(inner, 64) * 64;
+  int64_t groups = pairs ? inner / kGroup : 1;
+  thread_local Scratch scratch;
+  uint8_t* rows = scratch.get(kBlockRows * stride);
+  for (int64_t row = 0; row < outer; row += kBlockRows, out += block) {
+    int64_t count = outer - row < kBlockRows ? outer - row : kBlockRows;
+    for (int64_t r = 0; r < count; ++r) {
+      uint8_t* to = rows + r * stride;
+      if (!pairs) {
+        memcpy(to, values + (row + r) * inner, static_cast<size_t>(inner));
+        memset(to + inner, 0, static_cast<size_t>(stride - inner));
+        continue;
+      }
+      const uint8_t* from = values + (row + r) * inner / 2;
+      for (int64_t i = 0; i < inner / 2; ++i) {
+        to[2 * i] = from[i] & 15;
+        to[2 * i + 1] = from[i] >> 4;
+      }
+    }
+    if (pairs) pack_int4(rows, scales + row * groups, count, inner, out);
+    else pack_int8(reinterpret_cast<int8_t*>(rows), stride, scales + row, count, inner, out);
+  }
+}
+
 // Reads a packed matrix back as float32 [outer, inner].
 RTP_EXPORT void rtp_unpack_rows(int64_t scheme, const uint8_t* blocks, int64_t outer,
                                 int64_t inner, float* out) {

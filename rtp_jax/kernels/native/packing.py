@@ -70,6 +70,36 @@ def pack_rows(rows: np.ndarray, scheme: Scheme, out: np.ndarray) -> None:
     )
 
 
+def pack_values(
+    values: np.ndarray,
+    scales: np.ndarray,
+    scheme: Scheme,
+    out: np.ndarray,
+) -> None:
+    """Pack a matrix that is encoded already into whole blocks, as `pack_rows` packs numbers.
+
+    Args:
+      values: of the scheme, [outer, inner] int8 or [outer, inner / 2] pairs of int4.
+      scales: float32 [outer, groups].
+      scheme: int8, int8_dynamic or int4.
+      out: uint8 [blocks, block_bytes], contiguous; all of it is written.
+    """
+    outer, inner = len(values), values.shape[1] * (2 if scheme.bits == 4 else 1)
+    blocks = -(-outer // BLOCK_ROWS)
+    plain = np.dtype(np.float32)
+    assert out.flags.c_contiguous
+    assert out.shape == (blocks, block_bytes(scheme, inner, plain)), (out.shape, values.shape)
+    assert scales.shape == (outer, inner // (scheme.group or inner)), scales.shape
+    values, scales = np.ascontiguousarray(values), np.ascontiguousarray(scales, np.float32)
+    _functions().rtp_pack_values(
+        *_whole(scheme_number(scheme, plain)),
+        _address(values),
+        _address(scales),
+        *_whole(outer, inner),
+        _address(out),
+    )
+
+
 def unpack(weight: QuantizedArray, layer: int, dtype: np.dtype) -> np.ndarray:
     """Read a packed matrix back as float32 [outer, inner]; `dtype` is that of plain numbers."""
     assert weight.layout == NATIVE

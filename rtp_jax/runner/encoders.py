@@ -64,7 +64,7 @@ def _of_quantized(
         if order is not None:
             into[path + ORDER][:] = order
         if layout == NATIVE:
-            packing.pack_values(values, scales, scheme, into[path + VALUES])
+            packing.pack_values(values, scales, zeros, scheme, into[path + VALUES])
             return
         into[path + VALUES][:], into[path + SCALES][:] = values, scales
         if zeros is not None:

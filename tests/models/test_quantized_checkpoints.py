@@ -125,6 +125,7 @@ def program(bones: Skeleton, dtype: str):
 
 PACKED = [
     *("gptq_128", "gptq_row", "gptq_ordered_128", "gptq_v2_ordered_128", "packed_128"),
+    *("gptq_zeros_128", "awq_128", "packed_zeros_128"),
     *("packed_row", "packed_bytes", "int8_row_dynamic", "int8_tensor_dynamic", "int8_row"),
 ]
 
@@ -167,6 +168,7 @@ LOGITS = {  # of each kind of arithmetic, one
 }
 PACKED_LOGITS = {
     "packed_128": INT8,  # input of int4 is rounded
+    "awq_128": INT8,
     "gptq_ordered_128": INT8,
     "int8_row_dynamic": INT8,
 }

@@ -27,7 +27,9 @@ def read_quantization(config: Fields) -> Quantization | None:
 
 
 def _gptq(fields: Fields) -> Quantization:
-    fields.refuse("dynamic", "Modules with settings of their own are not supported.")
+    if fields.values.get("dynamic"):  # an empty one asks for nothing
+        raise fields.unsupported("dynamic", "Modules have no settings of their own.")
+    fields.refuse("is_marlin_format", "Use the checkpoint from which that was made.")
     fields.choice("pack_dtype", "int32", ("int32",))
     layout = fields.choice("checkpoint_format", "gptq", ("gptq", "gptq_v2"))
     scheme = _int4(fields, has_zeros=not fields.flag("sym", True))
@@ -42,7 +44,7 @@ def _gptq(fields: Fields) -> Quantization:
 
 
 def _awq(fields: Fields) -> Quantization:
-    fields.choice("backend", "autoawq", ("autoawq",))
+    fields.choice("backend", "auto", ("auto", "autoawq"))
     version = fields.values.get("version")
     if not isinstance(version, str | None) or (version or "gemm").lower() != "gemm":
         raise fields.unsupported("version", "Supported: gemm.")
@@ -54,7 +56,7 @@ def _awq(fields: Fields) -> Quantization:
 
 
 def _fp8(fields: Fields) -> Quantization:
-    fields.choice("fmt", "e4m3", ("e4m3",))
+    fields.choice("fmt", "e4m3", ("e4m3", "float8_e4m3fn"))
     fields.choice("activation_scheme", "dynamic", ("dynamic",))
     fields.choice("scale_fmt", "float", ("float",))
     kind = MatrixFormat("tensor", SCHEMES["fp8"])

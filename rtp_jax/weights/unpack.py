@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rtp_jax.quant.schemes import INT4_OFFSET, in_pairs, out_of_pairs
+from rtp_jax.weights.convert import write
 from rtp_jax.weights.encoder import WrongPart
 from rtp_jax.weights.matrix_format import MatrixFormat
 from rtp_jax.weights.quantized import BLOCK
@@ -161,4 +162,6 @@ def out_of_words(words: np.ndarray) -> np.ndarray:
 
 def _swapped(words: np.ndarray) -> np.ndarray:
     """Transpose [m, n] in memory."""
-    return np.ascontiguousarray(words.T)
+    swapped = np.empty(words.shape[::-1], words.dtype)
+    write(swapped, words.T)
+    return swapped

@@ -19,6 +19,7 @@ from rtp_jax.weights.quantized import BLOCK
 
 AWQ_ROWS = (0, 2, 4, 6, 1, 3, 5, 7)  # which row of eight is in the n-th four bits of a word
 INT8_OFFSET = 128
+FLOAT8_NAN = 0x7F  # with either sign
 
 Parts = Mapping[str, np.ndarray]
 
@@ -87,20 +88,28 @@ def _packed(kind: MatrixFormat, parts: Parts) -> Unpacked:
 
 
 def _rows(kind: MatrixFormat, parts: Parts) -> Unpacked:
-    return Unpacked(parts["weight"], parts["weight_scale"][:, None])
+    return Unpacked(_numbers(kind, parts), parts["weight_scale"][:, None])
 
 
 def _tensor(kind: MatrixFormat, parts: Parts) -> Unpacked:
-    outer = len(parts["weight"])
-    return Unpacked(parts["weight"], np.broadcast_to(parts["weight_scale"], (outer, 1)))
+    values = _numbers(kind, parts)
+    return Unpacked(values, np.broadcast_to(parts["weight_scale"], (len(values), 1)))
 
 
 def _blocks(name: str) -> Callable[[MatrixFormat, Parts], Unpacked]:
     def unpack_blocks(kind: MatrixFormat, parts: Parts) -> Unpacked:
-        outer = len(parts["weight"])
-        return Unpacked(parts["weight"], parts[name].repeat(BLOCK, axis=0)[:outer])
+        values = _numbers(kind, parts)
+        return Unpacked(values, parts[name].repeat(BLOCK, axis=0)[: len(values)])
 
     return unpack_blocks
+
+
+def _numbers(kind: MatrixFormat, parts: Parts) -> np.ndarray:
+    """Give the values as they are, if they are numbers."""
+    values = parts["weight"]
+    if kind.scheme.floating and (values.view(np.uint8) & FLOAT8_NAN == FLOAT8_NAN).any():
+        raise WrongPart("weight", "it has values that are not a number")
+    return values
 
 
 _UNPACK: dict[str, Callable[[MatrixFormat, Parts], Unpacked]] = {

@@ -5,11 +5,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from rtp_jax.errors import KernelError
-from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference
+from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference, xla_cpu
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray, plain
 from rtp_jax.quant.schemes import FROM_CHECKPOINTS, SCHEMES, Scheme, dequantize, quantize
@@ -82,10 +83,18 @@ def test_reference_is_right(name, shape):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
+# `xla_cpu` is for float8 alone.
+SERVED = [
+    (kernel, name)
+    for kernel in cpu_kernels()
+    for name in NAMES
+    if kernel != "xla_cpu" or "fp8" in name
+]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kernel", cpu_kernels())
+@pytest.mark.parametrize(("kernel", "name"), SERVED)
 def test_kernel_matches_reference(kernel, name, shape, dtype):
     x, weight, numbers = inputs(name, *shape, dtype=dtype)
     actual = compiled(kernel)(x, weight, jnp.int32(1))
@@ -99,7 +108,7 @@ def test_kernel_matches_reference(kernel, name, shape, dtype):
     assert (np.abs(np.asarray(actual) - expected) <= limit).all()
 
 
-@pytest.mark.parametrize("kernel", ["reference", *cpu_kernels()])
+@pytest.mark.parametrize("kernel", ["reference", "xla"])
 @pytest.mark.parametrize("name", ["int4_zeros", "int8"])
 def test_columns_may_come_in_an_order(name, kernel):
     x, weight, numbers = inputs(name, 5, 256, 48)
@@ -112,6 +121,19 @@ def test_columns_may_come_in_an_order(name, kernel):
         actual = compiled(kernel)(x, ordered, jnp.int32(layer))
         expected = np.asarray(x, np.float64) @ in_place.T
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_every_float8_is_decoded_on_a_cpu():
+    every = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    bits = every[:, (every[0] & 0x7F) != 0x7F]  # which are NaN
+    actual = jax.jit(xla_cpu.decoded)(jnp.asarray(bits))
+    np.testing.assert_array_equal(actual, bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+def test_only_float8_is_decoded_so():
+    x, weight, _ = inputs("int8", 8, 256, 64)
+    assert "it decodes float8" in (xla_cpu.obstacle(MatmulShape.of("cpu", x, weight)) or "")
+    assert "the target is cuda" in (xla_cpu.obstacle(MatmulShape.of("cuda", x, weight)) or "")
 
 
 def test_what_kernels_cannot_take_is_said():

@@ -98,6 +98,7 @@ def test_a_part_of_another_shape_or_dtype(case, part, change, words, tmp_path):
         ("gptq_ordered_128", "g_idx", put(3, 7), "it does not put 128 columns into each of 2"),
         ("gptq_ordered_128", "g_idx", put(slice(None), 0), "it does not put 128 columns"),
         ("gptq_128", "bias", put(5, 1), "it is not zero, and the model has no bias there"),
+        ("float8_row", "weight", put((3, 5), np.nan), "values that are not a number"),
         ("packed_128", "weight_shape", put(0, 256), r"it says \[256, 256\] and the matrix is"),
     ],
 )

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from rtp_jax.kernels.choice import choose
-from rtp_jax.kernels.quantized_matmul import mosaic_gpu, native_cpu, reference, xla
+from rtp_jax.kernels.quantized_matmul import mosaic_gpu, native_cpu, reference, xla, xla_cpu
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import QuantizedArray
 
-KERNELS = {"native_cpu": native_cpu, "mosaic_gpu": mosaic_gpu, "xla": xla}  # best first
+# Best first.
+KERNELS = {"native_cpu": native_cpu, "mosaic_gpu": mosaic_gpu, "xla_cpu": xla_cpu, "xla": xla}
 
 
 def quantized_matmul(

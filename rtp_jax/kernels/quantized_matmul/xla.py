@@ -45,30 +45,31 @@ def quantized_matmul(
         x = jnp.pad(x, ((0, MIN_ROWS - 1), (0, 0)))
     values = jax.lax.dynamic_index_in_dim(weight.values, layer, keepdims=False)
     if weight.scales is None:
-        return _dot(x, values.astype(x.dtype))[:tokens]
+        return dot(x, values.astype(x.dtype))[:tokens]
     scales = jax.lax.dynamic_index_in_dim(weight.scales, layer, keepdims=False)
     if weight.scheme.dynamic and weight.scheme.group is None:
         values_of_x, scale = round_rows(x, weight.scheme)
         sums = jnp.float32 if weight.scheme.floating else jnp.int32
-        product = _dot(values_of_x, values, sums).astype(jnp.float32) * scale * scales[:, 0]
+        product = dot(values_of_x, values, sums).astype(jnp.float32) * scale * scales[:, 0]
     elif weight.scheme.dynamic:
         numbers = _grouped(values, scales, None).astype(x.dtype)
-        product = _dot(rounded(x, weight.scheme).astype(x.dtype), numbers)
+        product = dot(rounded(x, weight.scheme).astype(x.dtype), numbers)
     elif weight.scheme.bits == 8:  # int8 is exact in bfloat16, so the scale can wait
-        product = _dot(x, values.astype(x.dtype)) * scales[:, 0]
+        product = dot(x, values.astype(x.dtype)) * scales[:, 0]
     else:
         zeros = weight.zeros
         if zeros is not None:
             zeros = jax.lax.dynamic_index_in_dim(zeros, layer, keepdims=False)
-        product = _dot(x, _decode_pairs(values, scales, zeros).astype(x.dtype))
+        product = dot(x, _decode_pairs(values, scales, zeros).astype(x.dtype))
     return product[:tokens]
 
 
-def _dot(
+def dot(
     x: Num[Array, "tokens inner"],
     values: Num[Array, "outer inner"],
     sums: jnp.dtype | type = jnp.float32,
 ) -> Num[Array, "tokens outer"]:
+    """Multiply by a transposed matrix, summed in `sums`."""
     contract = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, values, contract, preferred_element_type=sums)
 

@@ -23,7 +23,7 @@ class Target(NamedTuple):
     skip_padding: bool = True
     # What the checkpoint says of its matrices: path of a module to format, for the quantized ones.
     formats: tuple[tuple[str, MatrixFormat], ...] = ()
-    is_uneven: bool = False  # layers differ in their formats
+    own_arrays: bool = False  # of each layer, where a CPU would stack them: see `unrolled`
     path: str = ""  # of the module that is being built
 
     def at(self, name: str) -> "Target":
@@ -42,6 +42,6 @@ class Target(NamedTuple):
         On a GPU XLA copies each layer out of a stack that is scanned over, and a step reads its
         weights once, so that would be three times the traffic.  On a CPU the native kernels find
         their layer in the stack, and a scan compiles in a quarter of the time; but layers of
-        several kinds make no stack.
+        several kinds make no stack, and float8 is decoded by XLA, several times slower in a loop.
         """
-        return self.platform == "cuda" or self.is_uneven
+        return self.platform == "cuda" or self.own_arrays

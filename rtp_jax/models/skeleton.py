@@ -96,7 +96,10 @@ def _with_formats(target: Target, table: WeightTable) -> Target:
         kinds.setdefault(stacked_path(path), set()).add(row.kind)
         if row.kind is not None:
             format_of[path.rpartition(".")[0]] = row.kind
-    target = target._replace(is_uneven=any(len(several) > 1 for several in kinds.values()))
+    schemes = [target.scheme, *(kind.scheme for kind in format_of.values())]
+    floating = any(scheme.floating for scheme in schemes)
+    uneven = any(len(several) > 1 for several in kinds.values())
+    target = target._replace(own_arrays=uneven or floating)
     if not target.unrolled:
         format_of = {stacked_path(path): kind for path, kind in format_of.items()}
     return target._replace(formats=tuple(format_of.items()))

@@ -55,6 +55,7 @@ def test_a_quantized_model_still_answers(plain, program_cache, scheme, native):
     if native == "auto" and (reason := library.load(native_cache())):
         pytest.skip(reason)
     options = {"dtype": "bfloat16", "quantization": scheme, "native": native}
+    options["deterministic"] = scheme == "fp8"  # one program: its layers are not scanned over
     logprobs, right = logprobs_and_answers(program_cache, **options)
     assert np.abs(logprobs - plain).mean() < MEAN_ERROR[scheme]
     assert sum(right) >= (3 if scheme == "int4" else 4)

@@ -64,20 +64,31 @@ def loaded(folder: Path, target: Target) -> tuple[Skeleton, dict[str, jax.Array]
     return bones, load(folder, table, bones.stored, encoders=encoders(bones))
 
 
-def numbers_of(bones: Skeleton, arrays: dict[str, jax.Array], path: str, layer: int) -> np.ndarray:
+def place(bones: Skeleton, module: str, layer: int) -> tuple[str, int | None]:
+    """Say where a matrix is held: a path, and its row of the stack if there is one."""
+    own = f"layers.{layer}.{module}.kernel"
+    return (own, None) if own in bones.encodings else (f"layers.{module}.kernel", layer)
+
+
+def numbers_of(
+    bones: Skeleton, arrays: dict[str, jax.Array], module: str, layer: int
+) -> np.ndarray:
     """Decode one matrix as it is held, its columns in their own order."""
+    path, row = place(bones, module, layer)
     scheme, layout, outer, inner, dtype, _ = bones.encodings[path]
-    values = arrays[path + VALUES]
-    ends = (SCALES, ZEROS, ORDER)
-    scales, zeros, order = (
-        np.asarray(arrays[path + end][layer]) if path + end in arrays else None for end in ends
+    values, scales, zeros, order = (
+        np.asarray(arrays[path + end] if row is None else arrays[path + end][row])
+        if path + end in arrays
+        else None
+        for end in (VALUES, SCALES, ZEROS, ORDER)
     )
+    assert values is not None
     if layout == NATIVE:
-        packed = QuantizedArray(values, None, scheme, NATIVE, outer, inner)
-        numbers = packing.unpack(packed, layer, dtype)
+        packed = QuantizedArray(jnp.asarray(values[None]), None, scheme, NATIVE, outer, inner)
+        numbers = packing.unpack(packed, 0, dtype)
     else:
         assert scales is not None
-        numbers = dequantize(np.asarray(values[layer]), scales, scheme, zeros)
+        numbers = dequantize(values, scales, scheme, zeros)
     if order is None:
         return numbers
     in_place = np.empty_like(numbers)
@@ -145,12 +156,12 @@ def check_numbers(name: str, tmp_path: Path, native: str | None) -> None:
     folder = save(tmp_path, tensors, CASES[name].config)
     bones, arrays = loaded(folder, target_of("float32", native))
     for path, module in MODULES.items():
-        encoding = bones.encodings[f"layers.{path}.kernel"]
+        encoding = bones.encodings[place(bones, path, 0)[0]]
         assert encoding.scheme.is_quantized
         assert encoding.layout == (NATIVE if native else ROWS)
         for layer in range(LAYERS):
             expected = dense[f"model.layers.{layer}.{module}.weight"]
-            actual = numbers_of(bones, arrays, f"layers.{path}.kernel", layer)
+            actual = numbers_of(bones, arrays, path, layer)
             np.testing.assert_array_equal(actual, expected)
     for path, name in {"embedding": "model.embed_tokens", "unembedding": "lm_head"}.items():
         assert not bones.encodings[f"{path}.table"].scheme.is_quantized

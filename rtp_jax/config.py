@@ -58,14 +58,15 @@ class ModelConfig:
     quantization: str | None = knob(
         None,
         "quantize weights while they are loaded: int8 (weights only), int8_dynamic (activations"
-        " too), int4 (groups of 128)",
-        choices=(None, "int8", "int8_dynamic", "int4"),
+        " too), int4 (groups of 128), fp8 (activations too); a checkpoint that comes quantized is"
+        " run as it is",
+        choices=(None, "int8", "int8_dynamic", "int4", "fp8"),
     )
     head_quantization: str = knob(
         "auto",
         "of the matrix that makes logits, and of the embedding where it is the same one; auto: as"
         " quantization, but int8_dynamic with int4; none: as in the checkpoint",
-        choices=("auto", "none", "int8", "int8_dynamic", "int4"),
+        choices=("auto", "none", "int8", "int8_dynamic", "int4", "fp8"),
     )
     tokenizer: str | None = knob(None, "folder of the tokenizer; None: the model's")
     skip_tokenizer_init: bool = knob(False, "load no tokenizer: prompts are token ids, no text")

@@ -41,6 +41,8 @@ from rtp_jax.weights.fingerprint import fingerprint
 from rtp_jax.weights.locate import find_model
 from rtp_jax.weights.reserve import Reserve
 
+# And flax, which only checkpoints that come quantized need before their programs are compiled.
+matrices = late("rtp_jax.models.quantized_matrices")
 chats = late("rtp_jax.text.chat")  # and jinja2, which an engine without a tokenizer does not need
 
 Progress = Callable[[str], None]
@@ -134,6 +136,7 @@ def decide(model: str, config: EngineConfig) -> Decided:
     """Resolve everything that `None` and `auto` leave open; reads small files only."""
     folder = find_model(model, hub_cache=hub_cache())
     spec = read_spec(read_json(folder / "config.json"))
+    _check_quantization(spec, config)
     facts = find_device(config.runner.platform)
     dtype = facts.best_dtype if config.model.dtype == "auto" else config.model.dtype
     kv_dtype = dtype if config.cache.kv_dtype == "auto" else config.cache.kv_dtype
@@ -162,6 +165,21 @@ def decide(model: str, config: EngineConfig) -> Decided:
     )
 
 
+def _check_quantization(spec: ModelSpec, config: EngineConfig) -> None:
+    """Refuse to quantize what the checkpoint has quantized already."""
+    if spec.quantization is None:
+        return
+    asked, head = config.model.quantization, config.model.head_quantization
+    if asked is None and (head == "auto" or not matrices.head_is_quantized(spec)):
+        return
+    field = "quantization" if asked is not None else "head_quantization"
+    raise FailedPrecondition(
+        f"RTPJ-6022 ALREADY_QUANTIZED: {field}={asked or head} was asked for, and the checkpoint is"
+        f" quantized ({spec.quantization.method}). Leave {field} out to run it as it is.",
+        field=field,
+    )
+
+
 def _schemes(config: EngineConfig) -> tuple[Scheme, Scheme]:
     return schemes_of(config.model.quantization, config.model.head_quantization)
 
@@ -171,8 +189,12 @@ def model_memory(
 ) -> ModelMemory:
     """Tell the memory plan about a model whose layers and head have these schemes."""
     itemsize = ITEMSIZE[dtype]
+    of_matrices, of_head = map(bytes_per_number, schemes)
+    if spec.quantization is not None:
+        of_matrices, as_loaded = matrices.matrix_bytes(spec, itemsize)
+        of_head = of_head or as_loaded
     return ModelMemory(
-        weight_bytes=spec.weight_bytes(itemsize, *map(bytes_per_number, schemes)),
+        weight_bytes=spec.weight_bytes(itemsize, of_matrices, of_head),
         num_layers=spec.num_layers,
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,

@@ -29,6 +29,8 @@ def weights_memory(model: str, config: EngineConfig) -> Reserve:
     platform = config.runner.platform
     if platform == "cuda" or (platform is None and NVIDIA_DRIVER.exists()):
         return Reserve(0)
+    if spec.quantization is not None:  # how much it takes is known by who builds its modules
+        return Reserve(0)
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if cpu_has_bfloat16() else "float32"

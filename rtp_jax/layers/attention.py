@@ -49,10 +49,10 @@ class Attention(nnx.Module):
         embed = ("embed", heads.hidden_size)
         queries = ("heads", heads.num_heads * heads.head_dim)
         kv = ("kv_heads", heads.num_kv_heads * heads.head_dim)
-        self.query = Linear(embed, queries, bias=bias, target=target)
-        self.key = Linear(embed, kv, bias=bias, target=target)
-        self.value = Linear(embed, kv, bias=bias, target=target)
-        self.output = Linear(queries, embed, bias=output_bias, target=target)
+        self.query = Linear(embed, queries, bias=bias, target=target.at("query"))
+        self.key = Linear(embed, kv, bias=bias, target=target.at("key"))
+        self.value = Linear(embed, kv, bias=bias, target=target.at("value"))
+        self.output = Linear(queries, embed, bias=output_bias, target=target.at("output"))
         self.query_norm = make_norm() if make_norm else None
         self.key_norm = make_norm() if make_norm else None
         self.head_dim, self.platform = heads.head_dim, target.platform

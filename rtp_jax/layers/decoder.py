@@ -104,7 +104,7 @@ class Decoder(nnx.Module):
     def __init__(
         self,
         embedding: Embedding,
-        make_layer: Callable[[], DecoderLayer],
+        make_layer: Callable[[Target], DecoderLayer],
         final_norm: RMSNorm,
         unembedding: Embedding | None,  # None: the embedding serves both ways
         positions: Positions,
@@ -115,9 +115,10 @@ class Decoder(nnx.Module):
         self.unembedding = unembedding
         self.num_layers = len(positions.windows)
         if target.unrolled:
-            self.layers = nnx.List([make_layer() for _ in range(self.num_layers)])
+            every = [target.at(f"layers.{i}") for i in range(self.num_layers)]
+            self.layers = nnx.List([make_layer(one) for one in every])
         else:
-            self.layers = stacked(make_layer(), self.num_layers)
+            self.layers = stacked(make_layer(target.at("layers")), self.num_layers)
         self.rope, self.windows = positions.rope, tuple(positions.windows)
         self.skip_padding = target.skip_padding
         self.runs = tuple(runs(target.kv_groups or (0,) * self.num_layers))

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rtp_jax.quant.schemes import Scheme
+from rtp_jax.weights.matrix_format import MatrixFormat
 
-VALUES, SCALES = ".values", ".scales"  # how the paths of held parameters end
+# How the paths of held parameters end.
+VALUES, SCALES, ZEROS, ORDER = ".values", ".scales", ".zeros", ".order"
 
 
 class Encoding(NamedTuple):
@@ -20,3 +22,4 @@ class Encoding(NamedTuple):
     outer: int
     inner: int
     dtype: np.dtype  # of the numbers as they are stored
+    source: MatrixFormat | None = None  # how the checkpoint quantized them; None: it did not

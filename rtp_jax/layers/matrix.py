@@ -1,8 +1,9 @@
 """Matrix: a weight [outer, inner] in the encoding that suits its target.
 
-A checkpoint stores numbers; what a model holds may be the same numbers, values and scales of a
-scheme, or bytes packed for a kernel.  A matrix declares both: the loader reads `stored` and the
-encoder (`runner/encoders.py`) turns it into the parameters that are held.
+A checkpoint stores numbers, or values and scales in some layout; what a model holds may be the same
+numbers, values and scales of a scheme, or bytes packed for a kernel.  A matrix declares both: the
+loader reads `stored` and the encoder (`runner/encoders.py`) turns it into the parameters that are
+held.
 """
 
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from rtp_jax.layers.parameter import parameter
 from rtp_jax.layers.target import Target
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray
 from rtp_jax.quant.schemes import Scheme, num_groups, values_dtype, values_shape
+from rtp_jax.weights.matrix_format import MatrixFormat
+from rtp_jax.weights.quantized import parts_of
 
 GROUPS = (128, 64, 32)  # numbers that may share a scale, best first
 
@@ -28,12 +31,18 @@ class Matrix(nnx.Module):
     def __init__(
         self, outer: tuple[str, int], inner: tuple[str, int], *, target: Target, scheme: Scheme
     ):
-        scheme = fitting(scheme, inner[1])
+        source = target.format
+        if source is None:
+            scheme = fitting(scheme, inner[1])
+        else:
+            parts_of(source, outer[1], inner[1])  # refuses a matrix that the layout cannot hold
+            scheme = held(source.scheme, inner[1])
         layout = _layout(target, scheme, outer[1], inner[1])
-        self.encoding = Encoding(scheme, layout, outer[1], inner[1], np.dtype(target.dtype))
-        scales = None
+        dtype = np.dtype(target.dtype)
+        self.encoding = Encoding(scheme, layout, outer[1], inner[1], dtype, source)
+        scales = zeros = None
         if layout == NATIVE:
-            size = packing.block_bytes(scheme, inner[1], np.dtype(target.dtype))
+            size = packing.block_bytes(scheme, inner[1], dtype)
             blocks = -(-outer[1] // packing.BLOCK_ROWS)
             self.values = parameter({outer[0]: blocks, "bytes": size}, jnp.dtype(jnp.uint8))
         elif scheme.is_quantized:
@@ -42,18 +51,33 @@ class Matrix(nnx.Module):
             self.values = parameter(axes, jnp.dtype(values_dtype(scheme)))
             axes = {outer[0]: rows, "groups": num_groups(scheme, inner[1])}
             scales = parameter(axes, jnp.dtype(jnp.float32))
+            zeros = parameter(axes, jnp.dtype(jnp.uint8)) if scheme.zeros else None
         else:
             self.values = parameter(dict([outer, inner]), target.dtype)
-        self.scales = scales
+        ordered = source is not None and source.ordered
+        self.scales, self.zeros = scales, zeros
+        self.order = parameter(dict([inner]), jnp.dtype(jnp.int32)) if ordered else None
         self.values.set_metadata(encoding=self.encoding)
 
     def array(self) -> QuantizedArray:
         """Give the stack of matrices to an operation; a lone matrix is a stack of one."""
-        scheme, layout, outer, inner, _ = self.encoding
-        values, scales = self.values[...], None if self.scales is None else self.scales[...]
-        if values.ndim == 2:
-            values, scales = values[None], None if scales is None else scales[None]
-        return QuantizedArray(values, scales, scheme, layout, outer, inner)
+        scheme, layout, outer, inner, *_ = self.encoding
+        is_lone = self.values[...].ndim == 2
+        values, scales, zeros, order = (
+            None if part is None else part[...][None] if is_lone else part[...]
+            for part in (self.values, self.scales, self.zeros, self.order)
+        )
+        assert values is not None
+        return QuantizedArray(values, scales, scheme, layout, outer, inner, zeros, order)
+
+
+def held(scheme: Scheme, inner: int) -> Scheme:
+    """Split the groups of a checkpoint's int4 into those of the kernels, of the same scales."""
+    kernels = packing.INT4_GROUP
+    group = scheme.group or inner
+    if scheme.bits == 4 and group % kernels == 0:
+        return scheme._replace(group=kernels)
+    return scheme
 
 
 def fitting(scheme: Scheme, inner: int) -> Scheme:

@@ -16,9 +16,9 @@ class GatedMLP(nnx.Module):
 
     def __init__(self, hidden_size: int, mlp_size: int, *, bias: bool = False, target: Target):
         embed, mlp = ("embed", hidden_size), ("mlp", mlp_size)
-        self.gate = Linear(embed, mlp, bias=bias, target=target)
-        self.up = Linear(embed, mlp, bias=bias, target=target)
-        self.down = Linear(mlp, embed, bias=bias, target=target)
+        self.gate = Linear(embed, mlp, bias=bias, target=target.at("gate"))
+        self.up = Linear(embed, mlp, bias=bias, target=target.at("up"))
+        self.down = Linear(mlp, embed, bias=bias, target=target.at("down"))
 
     def add_to(
         self,

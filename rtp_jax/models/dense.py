@@ -22,23 +22,24 @@ def build_dense(spec: ModelSpec, target: Target) -> Decoder:
     def norm(axis: str = "embed", size: int = spec.hidden_size) -> RMSNorm:
         return RMSNorm((axis, size), eps=spec.norm_eps, target=target)
 
-    def layer() -> DecoderLayer:
+    def layer(here: Target) -> DecoderLayer:
         attention = Attention(
             heads,
-            target=target,
+            target=here.at("attention"),
             bias=spec.qkv_bias,
             output_bias=spec.output_bias,
             make_norm=(lambda: norm("head_dim", spec.head_dim)) if spec.head_norm else None,
         )
-        mlp = GatedMLP(spec.hidden_size, spec.mlp_size, bias=spec.mlp_bias, target=target)
+        sizes = spec.hidden_size, spec.mlp_size
+        mlp = GatedMLP(*sizes, bias=spec.mlp_bias, target=here.at("mlp"))
         return DecoderLayer(attention, mlp, (norm(), norm()))
 
-    table = partial(Embedding, spec.vocab_size, spec.hidden_size, target=target)
+    table = partial(Embedding, spec.vocab_size, spec.hidden_size)
     return Decoder(
-        table(is_head=spec.tied),
+        table(is_head=spec.tied, target=target.at("embedding")),
         layer,
         norm(),
-        None if spec.tied else table(is_head=True),
+        None if spec.tied else table(is_head=True, target=target.at("unembedding")),
         Positions(spec.rope, spec.windows),
         target=target,
     )

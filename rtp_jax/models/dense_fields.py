@@ -7,6 +7,7 @@ Read next: `dense.py` for its modules.
 from typing import Any
 
 from rtp_jax.models.fields import Fields
+from rtp_jax.models.quantization_fields import read_quantization
 from rtp_jax.models.rope_fields import read_rope
 from rtp_jax.models.spec import ModelSpec
 
@@ -25,7 +26,6 @@ def read_dense(
       family: fields of `ModelSpec` that a family decides: `windows`, biases, `head_norm`.
     """
     config.choice("hidden_act", "silu", ("silu", "swish"))
-    config.refuse("quantization_config", "Use the checkpoint in float32, bfloat16 or float16.")
     hidden_size, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     num_kv_heads = config.integer("num_key_value_heads", kv_heads)
     if num_heads % num_kv_heads:
@@ -54,6 +54,7 @@ def read_dense(
             "tied": config.flag("tie_word_embeddings", False),
             "bos_token_id": bos[0] if bos else None,
             "eos_token_ids": config.token_ids("eos_token_id"),
+            "quantization": read_quantization(config),
             **family,
         }
     )

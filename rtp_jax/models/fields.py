@@ -62,6 +62,14 @@ class Fields:
             raise self.wrong(name, "a mapping")
         return Fields(value, inside=f"{self.inside}{name}.")
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """Read a list of words; an absent one is empty."""
+        values = self.values.get(name)
+        values = [] if values is None else values
+        if not isinstance(values, list) or not all(isinstance(word, str) for word in values):
+            raise self.wrong(name, "a list of words")
+        return tuple(values)
+
     def token_ids(self, name: str) -> tuple[int, ...]:
         """Read a token id or a list of them; an absent one is none."""
         value = self.values.get(name)

@@ -1,6 +1,11 @@
 """Which tensor of a Hugging Face Llama or Mistral checkpoint becomes which parameter."""
 
+from functools import partial
+
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.weights.matrix_format import MatrixFormat
+from rtp_jax.weights.modules import Quantization
+from rtp_jax.weights.quantized import in_parts
 from rtp_jax.weights.table import Weight, WeightTable, in_each_layer
 
 # fmt: off
@@ -46,8 +51,18 @@ def weight_table(spec: ModelSpec) -> WeightTable:
 
 
 def dense_table(spec: ModelSpec, layer: list[Weight]) -> WeightTable:
-    """Put the rows of each layer between the ends; a tied head is stored once or ignored."""
+    """Put the rows of each layer between the ends; a tied head is stored once or ignored.
+
+    Matrices that the checkpoint quantized have a row for each of their tensors.
+    """
     rows = in_each_layer("model.layers.{i}", "layers.{i}", layer, spec.num_layers)
-    if spec.tied:
-        return WeightTable(ENDS + rows, ignored=("lm_head.weight", *BUFFERS))
-    return WeightTable(ENDS + HEAD + rows, ignored=BUFFERS)
+    rows = in_parts(ENDS + HEAD * (not spec.tied) + rows, partial(_format, spec.quantization))
+    return WeightTable(rows, ignored=("lm_head.weight", *BUFFERS) if spec.tied else BUFFERS)
+
+
+def _format(quantization: Quantization | None, row: Weight) -> MatrixFormat | None:
+    """Say how the checkpoint has the matrix of a linear map; None: as plain numbers."""
+    is_head = row in HEAD
+    if quantization is None or not (is_head or row.target.endswith(".kernel")):
+        return None
+    return quantization.format_of(row.source.removesuffix(".weight"), is_head=is_head)

@@ -3,20 +3,27 @@
 Modules are built abstractly, so nothing is allocated.
 """
 
+from collections.abc import Mapping
+
 import jax
 from flax import nnx
 
-from rtp_jax.layers.encoding import SCALES, VALUES, Encoding
+from rtp_jax.layers.encoding import ORDER, SCALES, VALUES, ZEROS, Encoding
 from rtp_jax.layers.parameter import axes_of
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.models.structure import Leaves, Skeleton
+from rtp_jax.weights.matrix_format import MatrixFormat
+from rtp_jax.weights.quantized import parts_of
+from rtp_jax.weights.table import WeightTable, stacked_path
 
 
 def skeleton(spec: ModelSpec, target: Target) -> Skeleton:
     """Build the structure of a model for a target; its dtype is float32 or bfloat16."""
     build = architecture(spec.architecture).build
+    table = architecture(spec.architecture).weight_table(spec)
+    target = _with_formats(target, table)
     graph, state = nnx.split(nnx.eval_shape(lambda: build(spec, target)))
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     leaves, tree = jax.tree.flatten(state)
@@ -27,11 +34,12 @@ def skeleton(spec: ModelSpec, target: Target) -> Skeleton:
         for path, variable in flat.items()
         if (encoding := variable.get_metadata().get("encoding")) is not None
     }
-    stored = {
-        path.removesuffix(VALUES): _stored(shape, encodings.get(path.removesuffix(VALUES)))
-        for path, shape in held.items()
-        if not path.endswith(SCALES)
-    }
+    stored: dict[str, jax.ShapeDtypeStruct] = {}
+    for path, shape in held.items():
+        if not path.endswith((SCALES, ZEROS, ORDER)):
+            stored |= _stored(path.removesuffix(VALUES), shape, encodings)
+    filled = {path for row in table.rows for path in (row.target, row.parameter)}
+    stored = {path: shape for path, shape in stored.items() if path in filled}
     axes = {path: axes_of(variable) for path, variable in flat.items()}
 
     def assemble(leaves: Leaves) -> nnx.Module:
@@ -40,9 +48,36 @@ def skeleton(spec: ModelSpec, target: Target) -> Skeleton:
     return Skeleton(stored, encodings, held, axes, assemble)
 
 
-def _stored(held: jax.ShapeDtypeStruct, encoding: Encoding | None) -> jax.ShapeDtypeStruct:
-    """Give the shape and dtype in which a parameter is loaded, before it is encoded."""
+def _stored(
+    path: str, held: jax.ShapeDtypeStruct, encodings: Mapping[str, Encoding]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Give the shapes and dtypes in which a parameter is loaded, before it is encoded."""
+    encoding = encodings.get(path)
     if encoding is None:
-        return held
+        return {path: held}
     stack = held.shape[:-2]
-    return jax.ShapeDtypeStruct((*stack, encoding.outer, encoding.inner), encoding.dtype)
+    if encoding.source is None:
+        shape = (*stack, encoding.outer, encoding.inner)
+        return {path: jax.ShapeDtypeStruct(shape, encoding.dtype)}
+    return {
+        f"{path}.{part.name}": jax.ShapeDtypeStruct((*stack, *part.shape), part.dtype)
+        for part in parts_of(encoding.source, encoding.outer, encoding.inner)
+    }
+
+
+def _with_formats(target: Target, table: WeightTable) -> Target:
+    """Tell modules how the checkpoint has their matrices, by their paths in this target."""
+    format_of: dict[str, MatrixFormat] = {}
+    kinds: dict[str, set[MatrixFormat | None]] = {}
+    for row in table.rows:
+        path = row.target if row.kind is None else row.target.rpartition(".")[0]
+        kinds.setdefault(stacked_path(path), set()).add(row.kind)
+        if row.kind is not None:
+            format_of[path.rpartition(".")[0]] = row.kind
+    schemes = [target.scheme, *(kind.scheme for kind in format_of.values())]
+    floating = any(scheme.floating for scheme in schemes)
+    uneven = any(len(several) > 1 for several in kinds.values())
+    target = target._replace(own_arrays=uneven or floating)
+    if not target.unrolled:
+        format_of = {stacked_path(path): kind for path, kind in format_of.items()}
+    return target._replace(formats=tuple(format_of.items()))

@@ -7,6 +7,7 @@ command line use it without a device.  Read next: `llama.py`.
 from dataclasses import dataclass
 
 from rtp_jax.layers.rope_frequencies import Rope
+from rtp_jax.weights.modules import Quantization
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,7 @@ class ModelSpec:
     head_norm: bool = False  # queries and keys are normalised in each head
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    quantization: Quantization | None = None  # of the checkpoint; None: its numbers are plain
 
     @property
     def num_parameters(self) -> int:
@@ -41,9 +43,23 @@ class ModelSpec:
         return ends + self.num_layers * self._layer_parameters
 
     @property
-    def _matrix_parameters(self) -> int:
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes [outer, inner] of a layer's matrices, by the paths of their modules."""
         queries, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return self.hidden_size * (2 * queries + 2 * kv + 3 * self.mlp_size)
+        hidden, mlp = self.hidden_size, self.mlp_size
+        return {
+            "attention.query": (queries, hidden),
+            "attention.key": (kv, hidden),
+            "attention.value": (kv, hidden),
+            "attention.output": (hidden, queries),
+            "mlp.gate": (mlp, hidden),
+            "mlp.up": (mlp, hidden),
+            "mlp.down": (hidden, mlp),
+        }
+
+    @property
+    def _matrix_parameters(self) -> int:
+        return sum(outer * inner for outer, inner in self.matrix_shapes.values())
 
     @property
     def _layer_parameters(self) -> int:

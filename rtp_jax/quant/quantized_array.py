@@ -5,6 +5,9 @@
 kernel they are for, when weights are loaded, and only that kernel reads them: `native` is one
 opaque array of bytes, blocks of 16 rows, scales inside (`kernels/native/matmul.h`).
 
+A matrix may hold its columns in an `order` of its own: the one in which a quantizer made its groups
+(act-order).  What multiplies by it takes the numbers of `x` in that order.
+
 All arrays have a leading axis `layers`, and an operation is told which layer it reads: a kernel
 that finds its own rows saves the copy that slicing a stack would make.
 """
@@ -12,7 +15,7 @@ that finds its own rows saves the copy that slicing a stack would make.
 import dataclasses
 
 import jax
-from jaxtyping import Array, Num
+from jaxtyping import Array, Int32, Num, UInt8
 
 from rtp_jax.quant.schemes import PLAIN, Scheme
 
@@ -30,6 +33,8 @@ class QuantizedArray:
     layout: str = dataclasses.field(metadata={"static": True})
     outer: int = dataclasses.field(metadata={"static": True})
     inner: int = dataclasses.field(metadata={"static": True})
+    zeros: UInt8[Array, "layers outer groups"] | None = None  # of a scheme that has them, in `rows`
+    order: Int32[Array, "layers inner"] | None = None  # which column comes first, and so on
 
 
 def plain(values: Num[Array, "layers outer inner"]) -> QuantizedArray:

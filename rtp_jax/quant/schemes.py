@@ -3,13 +3,16 @@
 A weight is a matrix [outer, inner], as checkpoints store it; a row has one scale, or one for each
 group of consecutive numbers along `inner`:
 
-    number[o, i] = value[o, i] * scale[o, i // group]           int8, int8_dynamic, fp8
+    number[o, i] = value[o, i] * scale[o, i // group]           int8, int8_dynamic, fp8, fp8_block
     number[o, i] = (value[o, i] - 8) * scale[o, i // group]     int4: values 0..15, two in a byte,
                                                                 the even one in the low half
+    number[o, i] = (value[o, i] - zero[o, g]) * scale[o, g]     int4_zeros: g is i // group, a zero
+                                                                is 0..15 as well
 
-What the operation does with activations is part of the scheme: `int8` and `int4` multiply numbers
-as the model computes them, `int8_dynamic` rounds each token to int8 by its own largest number, and
-`fp8` to float8_e4m3fn, of which its weights are as well.
+What the operation does with activations is part of the scheme: `int8` and both of int4 multiply
+numbers as the model computes them, `int8_dynamic` rounds each token to int8 by its own largest
+number, and `fp8` to float8_e4m3fn, of which its weights are as well.  `fp8_block` rounds each group
+of a token by the largest number of that group.
 
 Everything here is plain NumPy and is the definition: faster quantizers must agree to the bit.
 """
@@ -31,6 +34,7 @@ class Scheme(NamedTuple):
     group: int | None  # numbers along `inner` that share a scale; None: all of a row
     dynamic: bool = False  # activations are rounded as well, each token by its largest number
     floating: bool = False  # values are float8_e4m3fn, not integers
+    zeros: bool = False  # each group has a zero point of its own
 
     @property
     def is_quantized(self) -> bool:
@@ -44,6 +48,11 @@ SCHEMES = {
     "int8_dynamic": Scheme("int8_dynamic", 8, None, dynamic=True),
     "int4": Scheme("int4", 4, 128),
     "fp8": Scheme("fp8", 8, None, dynamic=True, floating=True),
+}
+# What only checkpoints bring, because they were calibrated or trained that way.
+FROM_CHECKPOINTS = {
+    "int4_zeros": Scheme("int4_zeros", 4, 128, zeros=True),
+    "fp8_block": Scheme("fp8_block", 8, 128, dynamic=True, floating=True),
 }
 INT4_OFFSET = 8
 INT8_MAX, FP8_MAX = 127, 448  # the largest values
@@ -90,6 +99,7 @@ def quantize(numbers: Array, scheme: Scheme) -> tuple[Array, Array]:
       (int4), as GGML's Q4_0 does; a group of zeros has scale 0.
     """
     assert numbers.dtype in (np.float32, ml_dtypes.bfloat16)
+    assert not scheme.zeros, "zero points come with a checkpoint"
     outer, inner = numbers.shape
     groups = numbers.astype(np.float32).reshape(outer, num_groups(scheme, inner), -1)
     if scheme.bits == 8:
@@ -101,17 +111,30 @@ def quantize(numbers: Array, scheme: Scheme) -> tuple[Array, Array]:
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
     scales = extreme / np.float32(-INT4_OFFSET)
     values = np.clip(np.rint(_divided(groups, scales)) + INT4_OFFSET, 0, 15)
-    flat = values.astype(np.uint8).reshape(outer, inner)
-    return flat[:, 0::2] | flat[:, 1::2] << 4, scales
+    return in_pairs(values.astype(np.uint8).reshape(outer, inner)), scales
 
 
-def dequantize(values: Array, scales: Array, scheme: Scheme) -> Array:
-    """Decode to float32 [outer, inner]."""
+def dequantize(values: Array, scales: Array, scheme: Scheme, zeros: Array | None = None) -> Array:
+    """Decode to float32 [outer, inner]; `zeros` [outer, groups] of a scheme that has them."""
     if scheme.bits == 4:
-        pairs = np.stack([values & 15, values >> 4], -1).reshape(len(values), -1)
-        values = pairs.astype(np.float32) - INT4_OFFSET
+        values = out_of_pairs(values)
     groups = values.astype(np.float32).reshape(len(values), scales.shape[1], -1)
+    if scheme.zeros:
+        assert zeros is not None
+        groups = groups - zeros[..., None].astype(np.float32)
+    elif scheme.bits == 4:
+        groups = groups - INT4_OFFSET
     return (groups * scales[..., None]).reshape(len(values), -1)
+
+
+def in_pairs(values: Array) -> Array:
+    """Put two values 0..15 into each byte, the even one in the low half."""
+    return values[:, 0::2] | values[:, 1::2] << 4
+
+
+def out_of_pairs(pairs: Array) -> Array:
+    """Undo `in_pairs`."""
+    return np.stack([pairs & 15, pairs >> 4], -1).reshape(len(pairs), -1)
 
 
 def _divided(groups: Array, scales: Array) -> Array:

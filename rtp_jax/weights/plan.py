@@ -63,8 +63,10 @@ def plan(
     rows: dict[str, list[Shape]] = {path: [] for path in parameters}
     for _, placement in placements:
         rows[placement.parameter].append(placement.row)
+    optional = {_placement(row, parameters).parameter for row in table.rows if row.is_optional}
     for path, filled in rows.items():
-        _check_filled(path, parameters[path].shape, filled)
+        if path not in optional:
+            _check_filled(path, parameters[path].shape, filled)
     return Plan(placements_of, {path: len(filled) for path, filled in rows.items()})
 
 

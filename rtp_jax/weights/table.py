@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from rtp_jax.errors import CheckpointError
+from rtp_jax.weights.matrix_format import MatrixFormat
 
 NAMES_SHOWN = 10
 
@@ -54,16 +55,23 @@ class Weight:
     source: str
     target: str
     transform: Transform = as_is
+    kind: MatrixFormat | None = None  # of the quantized matrix that this is a part of
+    is_optional: bool = False  # the checkpoint may lack it
 
     @property
     def parameter(self) -> str:
         """The path of the (stacked) parameter: the target without its row numbers."""
-        return ".".join(part for part in self.target.split(".") if not part.isdecimal())
+        return stacked_path(self.target)
 
     @property
     def row(self) -> Shape:
         """The row of the stacked parameter that this weight fills; () if it fills all of it."""
         return tuple(int(part) for part in self.target.split(".") if part.isdecimal())
+
+
+def stacked_path(path: str) -> str:
+    """Leave the row numbers out of a path."""
+    return ".".join(part for part in path.split(".") if not part.isdecimal())
 
 
 def in_each_layer(
@@ -103,7 +111,11 @@ class WeightTable:
         Ignored tensors have no rows.
         """
         names = set(header_names)
-        missing = [source for source in self.rows_of if source not in names]
+        missing = [
+            source
+            for source, rows in self.rows_of.items()
+            if source not in names and not all(row.is_optional for row in rows)
+        ]
         extra = sorted(name for name in names - self.rows_of.keys() if not self._ignores(name))
         if missing or extra:
             raise CheckpointError(_mismatch(missing, extra))

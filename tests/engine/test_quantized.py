@@ -18,7 +18,8 @@ CASES = json.loads(DEMO.read_text())
 TEXT = "The quick brown fox jumps over the lazy dog, and the list of numbers is sorted."
 # How far a logprob of `TEXT` may be from that of the plain model, on average: a value of int8 is
 # off by 1/254 of the largest in its row at most, one of int4 by 1/16 of the largest in its group.
-MEAN_ERROR = {"int8": 0.05, "int8_dynamic": 0.08, "int4": 0.5}
+# A value of fp8 is off by 1/16 of itself, and so is every number that it meets.
+MEAN_ERROR = {"int8": 0.05, "int8_dynamic": 0.08, "int4": 0.5, "fp8": 0.3}
 SMALL = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
 
 
@@ -44,13 +45,17 @@ def plain(program_cache):
     return logprobs
 
 
-@pytest.mark.parametrize("native", ["auto", "off"])
-@pytest.mark.parametrize("scheme", ["int8", "int8_dynamic", "int4"])
+@pytest.mark.parametrize(
+    ("scheme", "native"),
+    [(scheme, native) for scheme in ("int8", "int8_dynamic", "int4") for native in ("auto", "off")]
+    + [("fp8", "off")],  # which no native kernel takes
+)
 @pytest.mark.capability("quantized weights")
 def test_a_quantized_model_still_answers(plain, program_cache, scheme, native):
     if native == "auto" and (reason := library.load(native_cache())):
         pytest.skip(reason)
     options = {"dtype": "bfloat16", "quantization": scheme, "native": native}
+    options["deterministic"] = scheme == "fp8"  # one program: its layers are not scanned over
     logprobs, right = logprobs_and_answers(program_cache, **options)
     assert np.abs(logprobs - plain).mean() < MEAN_ERROR[scheme]
     assert sum(right) >= (3 if scheme == "int4" else 4)

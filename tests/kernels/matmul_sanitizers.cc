@@ -13,6 +13,8 @@
 extern "C" int rtp_prepare();
 extern "C" void rtp_pack_rows(int64_t scheme, const void* rows, int64_t is_bfloat16, int64_t outer,
                               int64_t inner, uint8_t* out);
+extern "C" void rtp_pack_values(int64_t scheme, const uint8_t* values, const float* scales,
+                                const uint8_t* zeros, int64_t outer, int64_t inner, uint8_t* out);
 extern "C" void rtp_unpack_rows(int64_t scheme, const uint8_t* blocks, int64_t outer,
                                 int64_t inner, float* out);
 
@@ -50,9 +52,21 @@ struct Weight {
   Weight(Scheme scheme, int64_t outer, int64_t inner)
       : blocks(new uint8_t[divided_up(outer, kBlockRows) * block_bytes(scheme, inner)]),
         numbers(static_cast<size_t>(outer * inner)) {
+    auto number = static_cast<int64_t>(scheme);
+    if (scheme == Scheme::kInt4Zeros) {
+      int64_t groups = outer * inner / kGroup;
+      std::vector<uint8_t> values(static_cast<size_t>(outer * inner / 2)), zeros(static_cast<size_t>(groups));
+      for (auto& pair : values) pair = static_cast<uint8_t>(below(256));
+      for (auto& zero : zeros) zero = static_cast<uint8_t>(below(16));
+      Numbers drawn(groups, false);
+      std::vector<float> scales;
+      for (int64_t i = 0; i < groups; ++i) scales.push_back(drawn[i] / 8);
+      rtp_pack_values(number, values.data(), scales.data(), zeros.data(), outer, inner, blocks.get());
+      rtp_unpack_rows(number, blocks.get(), outer, inner, numbers.data());
+      return;
+    }
     bool plain = scheme == Scheme::kFloat32 || scheme == Scheme::kBfloat16;
     Numbers rows(outer * inner, plain ? scheme == Scheme::kBfloat16 : below(2) == 0);
-    auto number = static_cast<int64_t>(scheme);
     rtp_pack_rows(number, rows.data.get(), rows.bfloat16, outer, inner, blocks.get());
     rtp_unpack_rows(number, blocks.get(), outer, inner, numbers.data());
   }
@@ -75,7 +89,7 @@ void run(const Linear& call) {
 bool is_right(Scheme scheme, Epilogue epilogue) {
   int64_t rows = below(3) ? 1 + below(20) : 40 + below(90), total = rows + below(3);
   int64_t inner = 1 + below(700);
-  if (scheme == Scheme::kInt4) inner = kGroup * (1 + below(11));
+  if (is_int4(scheme)) inner = kGroup * (1 + below(11));
   if (below(4) == 0) rows = 0;
   Numbers x(total * inner, below(2) == 0);
   Linear call{};
@@ -97,7 +111,7 @@ bool is_right(Scheme scheme, Epilogue epilogue) {
   call.residual = residual.rows();
   run(call);
   int64_t results = epilogue == Epilogue::kSiluMul ? 1 : call.weights;
-  bool rounds = scheme == Scheme::kInt8Dynamic || scheme == Scheme::kInt4;
+  bool rounds = scheme == Scheme::kInt8Dynamic || is_int4(scheme);
   for (int64_t i = 0; i < results; ++i)
     for (int64_t m = 0; m < total; ++m)
       for (int64_t o = 0; o < call.outer[i]; ++o) {
@@ -131,7 +145,7 @@ bool is_right(Scheme scheme, Epilogue epilogue) {
 int main() {
   if (rtp_prepare()) return 1;
   for (int round = 0; round < 6; ++round)
-    for (int scheme = 0; scheme < 5; ++scheme)
+    for (int scheme = 0; scheme < 6; ++scheme)
       for (int epilogue = 0; epilogue < 3; ++epilogue)
         if (!is_right(static_cast<Scheme>(scheme), static_cast<Epilogue>(epilogue))) return 1;
   puts("fine");

@@ -13,7 +13,7 @@ from rtp_jax.kernels.native.linear import embed, linear
 from rtp_jax.kernels.quantized_matmul import native_cpu, reference
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray, plain
-from rtp_jax.quant.schemes import PLAIN, SCHEMES, dequantize, quantize
+from rtp_jax.quant.schemes import FROM_CHECKPOINTS, PLAIN, SCHEMES, dequantize, quantize
 
 BFLOAT16, FLOAT32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 CASES = {  # scheme and dtype of x, which is that of plain weights
@@ -23,6 +23,7 @@ CASES = {  # scheme and dtype of x, which is that of plain weights
     "int8_float32": (SCHEMES["int8"], FLOAT32),
     "int8_dynamic": (SCHEMES["int8_dynamic"], BFLOAT16),
     "int4": (SCHEMES["int4"], BFLOAT16),
+    "int4_zeros": (FROM_CHECKPOINTS["int4_zeros"], BFLOAT16),
 }
 # tokens, rows that matter, inner, outer: tiles that are not full, several passes of x
 SHAPES = [(1, 1, 256, 48), (5, 3, 384, 40), (33, 30, 128, 17), (70, 70, 640, 96)]
@@ -55,21 +56,35 @@ def pack(rows: np.ndarray, scheme) -> QuantizedArray:
     size = packing.block_bytes(scheme, inner, rows.dtype)
     blocks = np.full((layers, -(-outer // packing.BLOCK_ROWS), size), 255, np.uint8)
     for layer in range(layers):
-        packing.pack_rows(rows[layer], scheme, blocks[layer])
+        if scheme.zeros:
+            values, scales, zeros = with_zeros(rows[layer], scheme)
+            packing.pack_values(values, scales, zeros, scheme, blocks[layer])
+        else:
+            packing.pack_rows(rows[layer], scheme, blocks[layer])
     return QuantizedArray(jnp.asarray(blocks), None, scheme, NATIVE, outer, inner)
+
+
+def with_zeros(rows: np.ndarray, scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Encode rows, and draw zero points, which shifts the numbers of each group."""
+    values, scales = quantize(rows, scheme._replace(zeros=False))
+    zeros = np.random.default_rng(rows.size).integers(0, 16, scales.shape)
+    return values, scales, zeros.astype(np.uint8)
 
 
 def decoded(rows: np.ndarray, scheme) -> np.ndarray:
     """The numbers that a matrix [outer, inner] has become, by the definition."""
     if not scheme.is_quantized:
         return rows.astype(np.float32)
+    if scheme.zeros:
+        values, scales, zeros = with_zeros(rows, scheme)
+        return dequantize(values, scales, scheme, zeros)
     return dequantize(*quantize(rows, scheme), scheme)
 
 
 def rounded_x(x: np.ndarray, scheme) -> np.ndarray:
     """What is multiplied: x, or x after it was rounded to int8 by token, or token and group."""
     x = x.astype(np.float32)
-    if scheme.name not in ("int8_dynamic", "int4"):
+    if scheme.name not in ("int8_dynamic", "int4", "int4_zeros"):
         return x.astype(np.float64)
     groups = x.reshape(len(x), -1, scheme.group or x.shape[1])
     scale = np.abs(groups).max(-1, keepdims=True) / np.float32(127)
@@ -83,7 +98,7 @@ def test_products_are_those_of_float64(level, case, shape):
     check_product(level, case, shape)
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4"])
+@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4", "int4_zeros"])
 def test_products_of_many_rows_in_several_passes(case):
     check_product(first_level(), case, LONG)
 
@@ -120,6 +135,17 @@ def test_packing_agrees_with_the_definition_to_the_bit(level, scheme, dtype, out
     np.testing.assert_array_equal(
         packing.unpack(packed, 0, dtype), decoded(rows[0], SCHEMES[scheme])
     )
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_dynamic", "int4"])
+@pytest.mark.parametrize(("outer", "inner"), [(16, 128), (37, 384)])
+def test_values_are_packed_as_their_numbers_are(scheme, outer, inner):
+    first_level()
+    rows = numbers((1, outer, inner), FLOAT32, 2)
+    expected = np.asarray(pack(rows, SCHEMES[scheme]).values[0])
+    packed = np.full_like(expected, 255)
+    packing.pack_values(*quantize(rows[0], SCHEMES[scheme]), None, SCHEMES[scheme], packed)
+    np.testing.assert_array_equal(packed, expected)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])

@@ -1,20 +1,26 @@
 """Quantized matmul: the reference against float64 NumPy, every kernel against the reference."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from rtp_jax.errors import KernelError
-from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference
+from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference, xla_cpu
+from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray, plain
-from rtp_jax.quant.schemes import SCHEMES, Scheme, dequantize, quantize
+from rtp_jax.quant.schemes import FROM_CHECKPOINTS, SCHEMES, Scheme, dequantize, quantize
 
 LAYERS = 3
 SHAPES = [(1, 128, 16), (5, 256, 48), (64, 384, 40)]  # tokens, inner, outer
-NAMES = ["plain", *SCHEMES]
+EVERY = {**SCHEMES, **FROM_CHECKPOINTS, "int4_zeros_32": FROM_CHECKPOINTS["int4_zeros"]}
+EVERY["int4_zeros_32"] = EVERY["int4_zeros_32"]._replace(group=32)
+EVERY["int4_row"] = SCHEMES["int4"]._replace(group=None)
+NAMES = ["plain", *EVERY]
 
 
 def inputs(
@@ -27,13 +33,20 @@ def inputs(
     if name == "plain":
         weight = plain(jnp.asarray(dense, dtype))
         return x, weight, np.asarray(weight.values).astype(np.float64)
-    scheme = SCHEMES[name]
-    encoded = [quantize(matrix, scheme) for matrix in dense]
+    scheme = EVERY[name]
+    encoded = [quantize(matrix, scheme._replace(zeros=False)) for matrix in dense]
     values, scales = (np.stack(part) for part in zip(*encoded, strict=True))
+    zeros = draw.integers(0, 16, scales.shape).astype(np.uint8) if scheme.zeros else None
     weight = QuantizedArray(
         jnp.asarray(values), jnp.asarray(scales), scheme, ROWS, outer=outer, inner=inner
     )
-    return x, weight, np.stack([dequantize(*layer, scheme) for layer in encoded]).astype(np.float64)
+    if zeros is not None:
+        weight = dataclasses.replace(weight, zeros=jnp.asarray(zeros))
+    numbers = [
+        dequantize(values[i], scales[i], scheme, None if zeros is None else zeros[i])
+        for i in range(LAYERS)
+    ]
+    return x, weight, np.stack(numbers).astype(np.float64)
 
 
 def exact(x: np.ndarray, numbers: np.ndarray, scheme: Scheme) -> np.ndarray:
@@ -70,20 +83,71 @@ def test_reference_is_right(name, shape):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
+# `xla_cpu` is for float8 alone.
+SERVED = [
+    (kernel, name)
+    for kernel in cpu_kernels()
+    for name in NAMES
+    if kernel != "xla_cpu" or "fp8" in name
+]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kernel", cpu_kernels())
+@pytest.mark.parametrize(("kernel", "name"), SERVED)
 def test_kernel_matches_reference(kernel, name, shape, dtype):
-    x, weight, _ = inputs(name, *shape, dtype=dtype)
+    x, weight, numbers = inputs(name, *shape, dtype=dtype)
     actual = compiled(kernel)(x, weight, jnp.int32(1))
     expected = np.asarray(compiled("reference")(x, weight, jnp.int32(1)))
     assert actual.dtype == jnp.float32
-    # Sums in another order.  Where numbers of int4 are rounded to bfloat16, each is off by 2**-9 at
-    # most, so their sum is off by less than twice that part of the largest sum.
-    rounded = name == "int4" and dtype == jnp.bfloat16
-    eps = 2**-8 if rounded else 4 * np.sqrt(shape[1]) * np.finfo(np.float32).eps
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=eps * np.abs(expected).max())
+    # Sums in another order.  Where numbers with groups are rounded to bfloat16, each is off by
+    # 2**-9 of it at most, and with `fp8_block` those of x are, too.
+    limit = 4 * np.sqrt(shape[1]) * np.finfo(np.float32).eps * np.abs(expected).max()
+    if dtype == jnp.bfloat16 and (weight.scheme.bits == 4 or weight.scheme.group):
+        limit = limit + 2**-8 * np.abs(np.asarray(x, np.float64)) @ np.abs(numbers[1]).T
+    assert (np.abs(np.asarray(actual) - expected) <= limit).all()
+
+
+@pytest.mark.parametrize("kernel", ["reference", "xla"])
+@pytest.mark.parametrize("name", ["int4_zeros", "int8"])
+def test_columns_may_come_in_an_order(name, kernel):
+    x, weight, numbers = inputs(name, 5, 256, 48)
+    draw = np.random.default_rng(1)
+    order = np.stack([draw.permutation(256) for _ in range(LAYERS)]).astype(np.int32)
+    ordered = dataclasses.replace(weight, order=jnp.asarray(order))
+    for layer in range(LAYERS):
+        in_place = np.empty_like(numbers[layer])
+        in_place[:, order[layer]] = numbers[layer]
+        actual = compiled(kernel)(x, ordered, jnp.int32(layer))
+        expected = np.asarray(x, np.float64) @ in_place.T
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_every_float8_is_decoded_on_a_cpu():
+    every = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    bits = every[:, (every[0] & 0x7F) != 0x7F]  # which are NaN
+    actual = jax.jit(xla_cpu.decoded)(jnp.asarray(bits))
+    np.testing.assert_array_equal(actual, bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+def test_only_float8_is_decoded_so():
+    x, weight, _ = inputs("int8", 8, 256, 64)
+    assert "it decodes float8" in (xla_cpu.obstacle(MatmulShape.of("cpu", x, weight)) or "")
+    assert "the target is cuda" in (xla_cpu.obstacle(MatmulShape.of("cuda", x, weight)) or "")
+
+
+def test_what_kernels_cannot_take_is_said():
+    for name, words in {
+        "int4_zeros": "the weight has zero points",
+        "fp8_block": "the scheme rounds groups",
+        "int4_row": "the weight has none",
+        "int4_zeros_32": "zero points",
+    }.items():
+        x, weight, _ = inputs(name, 8, 256, 64, jnp.bfloat16)
+        obstacle = KERNELS["mosaic_gpu"].obstacle(MatmulShape.of("cuda", x, weight))
+        assert obstacle is not None
+        assert words in obstacle or "jax 0.11" in obstacle
+        assert KERNELS["xla"].obstacle(MatmulShape.of("cuda", x, weight)) is None
 
 
 def test_a_row_of_zeros_stays_zero():
@@ -123,6 +187,6 @@ def test_an_unknown_implementation_is_refused_by_name():
 
 
 def test_numbers_of_the_reference_are_those_of_the_scheme():
-    for name in SCHEMES:
+    for name in EVERY:
         _, weight, numbers = inputs(name, 1, 256, 48)
         np.testing.assert_array_equal(reference.numbers(weight, 1), numbers[1].astype(np.float32))

@@ -154,7 +154,7 @@ REFUSED = [
     (config(hidden_act="gelu"), "RTPJ-3204", "hidden_act is 'gelu'.*Supported: silu"),
     (config(rope_scaling={"rope_type": "longrope"}), "RTPJ-3204", "'longrope'.*yarn"),
     (config(partial_rotary_factor=0.5), "RTPJ-3204", "partial_rotary_factor"),
-    (config(quantization_config={"quant_method": "gptq"}), "RTPJ-3204", "quantization_config"),
+    (config(quantization_config={"quant_method": "hqq"}), "RTPJ-3204", "quant_method is 'hqq'"),
     (config(sliding_window=8), "RTPJ-3204", "sliding_window"),
     (config(torch_dtype="float8_e4m3fn"), "RTPJ-3204", "torch_dtype.*bfloat16"),
     (config("GPT2LMHeadModel"), "RTPJ-3205", "GPT2LMHeadModel.*Qwen3ForCausalLM"),

@@ -5,7 +5,8 @@
     silu_mul  two products, gate and up: silu(gate) * up
 
 Weights packed for the native kernels go there in one call, which reads and encodes `x` once and
-writes no intermediate product; any others are products of `quantized_matmul`, one by one.
+writes no intermediate product; any others, those of several schemes and those whose columns have
+an order are products of `quantized_matmul`, one by one.
 """
 
 from collections.abc import Sequence
@@ -37,14 +38,14 @@ def linear(
 
     Args:
       x: float32 or bfloat16.
-      weights: stacks of matrices [outer, inner], all of one scheme and layout.
+      weights: stacks of matrices [outer, inner].
       layer: which matrix of each stack.
       rows: how many leading rows of `x` matter; the others may come out as anything finite.
       epilogue: one of `EPILOGUES`.
       residual: what "add" adds to.
       dtype: of the results.
       platform: what the program is compiled for, "cpu" or "cuda".
-      implementation: of `quantized_matmul`, where weights lie in rows.
+      implementation: of `quantized_matmul`, for weights that do not share a native call.
 
     Returns:
       One result for each weight, or one for the epilogue.
@@ -52,7 +53,7 @@ def linear(
     assert epilogue in EPILOGUES
     assert (residual is not None) == (epilogue == "add")
     assert len(weights) == {"add": 1, "silu_mul": 2}.get(epilogue, len(weights))
-    if weights[0].layout == NATIVE:
+    if _share_a_call(weights):
         return native.linear(
             x, weights, layer, rows=rows, epilogue=epilogue, residual=residual, dtype=dtype
         )
@@ -69,3 +70,9 @@ def linear(
     if residual is not None:
         products = [residual + products[0].astype(dtype)]
     return tuple(product.astype(dtype) for product in products)
+
+
+def _share_a_call(weights: Sequence[QuantizedArray]) -> bool:
+    """Whether one native call takes all weights: packed alike, and reading `x` in its own order."""
+    kinds = {(weight.layout, weight.scheme, weight.order is None) for weight in weights}
+    return kinds == {(NATIVE, weights[0].scheme, True)}

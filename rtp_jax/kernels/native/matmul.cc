@@ -60,9 +60,8 @@ bool is_decoded(Scheme scheme, Kind kind) {
 }  // namespace
 
 Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(kind_of(linear)) {
-  weight_tiles_ = call_.scheme == Scheme::kInt4
-                      ? call_.inner / kGroup
-                      : divided_up(call_.inner, tile_inner(call_.scheme));
+  weight_tiles_ = is_int4(call_.scheme) ? call_.inner / kGroup
+                                        : divided_up(call_.inner, tile_inner(call_.scheme));
   expansion_ = expansion(call_.scheme, kind_);
   lines_ = weight_tiles_ * expansion_;
   tile_rows_ = call_.rows < 16 ? call_.rows : 16;
@@ -75,9 +74,9 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
     for (int64_t i = 0; i < call_.weights; ++i)
       pairs_ += divided_up(call_.outer[i], 2 * kBlockRows);
   }
-  chunk_ = tiles_ < kChunkTiles || call_.scheme == Scheme::kInt4 ? tiles_ : kChunkTiles;
+  chunk_ = tiles_ < kChunkTiles || is_int4(call_.scheme) ? tiles_ : kChunkTiles;
   int64_t resident = kResidentBytes / (lines_ * kTile) / 2 * 2;  // tiles of rows
-  if (call_.scheme != Scheme::kInt4 && resident >= kLeastTiles && chunk_ > resident)
+  if (!is_int4(call_.scheme) && resident >= kLeastTiles && chunk_ > resident)
     chunk_ = resident;
   along_ = chunk_ <= resident;
   past_l1_ = along_ && tiles_ > kFewTiles;
@@ -91,7 +90,7 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
   chunks_ = chunk_ ? divided_up(tiles_, chunk_) : 0;
   streams_ = tiles_ >= kStreamTiles;
   packed_ = packed_scratch.get(tiles_ * lines_ * tile_rows_ * kLine);
-  int64_t scales = call_.scheme == Scheme::kInt4           ? tiles_ * 16 * weight_tiles_
+  int64_t scales = is_int4(call_.scheme)                  ? tiles_ * 16 * weight_tiles_
                    : call_.scheme == Scheme::kInt8Dynamic ? tiles_ * 16
                                                            : 0;
   x_scales_ = reinterpret_cast<float*>(scales_scratch.get(scales * 8));
@@ -126,7 +125,7 @@ void Product::multiply(int64_t item) const {
   for (int64_t i = 0; i < count; ++i) pairs[i] = pair(from + i);
   auto run = [&](auto kind_tag) {
     constexpr Kind kind = decltype(kind_tag)::value;
-    if (call_.scheme != Scheme::kInt4) {
+    if (!is_int4(call_.scheme)) {
       multiply_pairs<kind>(pairs, count, span);
       return;
     }
@@ -213,6 +212,7 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
 template <Kind kind>
 void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) const {
   constexpr int64_t kBatch = 4;  // groups whose sums are kept until they are added up
+  int64_t bytes = group_bytes(call_.scheme);
   int64_t pass = span.tiles <= kFewTiles ? kGroupsOfPass : weight_tiles_;
   int64_t half_bytes = pass * expansion_ * kTile;
   uint8_t* scratch = decoded_scratch.get(2 * half_bytes);
@@ -223,13 +223,13 @@ void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) co
   for (int64_t from = 0; from < weight_tiles_; from += pass) {
     int64_t end = weight_tiles_ - from < pass ? weight_tiles_ : from + pass;
     for (int half = 0; half < 2; ++half)
-      expand<kind>(call_.scheme, pair.data[half] + from * (kTile + kLine), end - from,
+      expand<kind>(call_.scheme, pair.data[half] + from * bytes, end - from,
                    scratch + half * half_bytes);
     // What follows is fetched, as in `fetch_after`; with many rows there is time enough without.
     const Pair& next = end < weight_tiles_ ? pair : after;
     int64_t start = end < weight_tiles_ ? end : 0;
-    int64_t fetched = span.tiles <= kFewTiles ? pass * (kTile + kLine) / kLine : 0;
-    int64_t steps = (end - from) * expansion_, at = start * (kTile + kLine);
+    int64_t fetched = span.tiles <= kFewTiles ? pass * bytes / kLine : 0;
+    int64_t steps = (end - from) * expansion_, at = start * bytes;
     for (int64_t tile = 0; tile < span.tiles; tile += 2) {
       int64_t both = span.tiles - tile < 2 ? 1 : 2;
       for (int64_t first = from; first < end; first += kBatch) {
@@ -244,8 +244,12 @@ void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) co
           at += expansion_ * operands.next_lines * kLine;
           multiply_pair<kind>(operands, both, [](int64_t) {});
         }
-        add_groups<kind>(pair, {span.first + tile, both}, first, count, sums,
-                         totals + tile * kTileSums);
+        Span tiles{span.first + tile, both};
+        float* sum = totals + tile * kTileSums;
+        if (call_.scheme == Scheme::kInt4Zeros)
+          add_groups<kind, true>(pair, tiles, first, count, sums, sum);
+        else
+          add_groups<kind, false>(pair, tiles, first, count, sums, sum);
       }
     }
   }
@@ -253,14 +257,15 @@ void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) co
 }
 
 // Adds the sums of `count` groups of int4 from `first`, times their scales, to `totals`.
-template <Kind kind>
+template <Kind kind, bool zeros>
 void Product::add_groups(const Pair& pair, Span span, int64_t first, int64_t count,
                          const float* sums, float* totals) const {
-  constexpr int32_t kOffset = 8;  // of stored values
+  constexpr int32_t kOffset = 8;  // of stored values, without zero points
+  constexpr int64_t kBytes = kTile + (zeros ? 2 : 1) * kLine;
   int64_t row = span.first * 16, rows = call_.rows - row;
   if (rows > span.tiles * 16) rows = span.tiles * 16;
   for (int half = 0; half < 2; ++half) {
-    const uint8_t* scales = pair.data[half] + first * (kTile + kLine) + kTile;
+    const uint8_t* scales = pair.data[half] + first * kBytes + kTile;
     for (int64_t r = 0; r < rows; ++r) {
       int64_t at = (row + r) * weight_tiles_ + first, place = r * kPairColumns + half * 16;
       Floats total;
@@ -268,9 +273,15 @@ void Product::add_groups(const Pair& pair, Span span, int64_t first, int64_t cou
       for (int64_t g = 0; g < count; ++g) {
         Floats sum, scale;
         load(sum, sums + g * 2 * kTileSums + place);
-        load(scale, scales + g * (kTile + kLine));
-        int32_t offset = kOffset * x_sums_[at + g];
-        if constexpr (kind == Kind::kF32) sum -= static_cast<float>(offset);
+        load(scale, scales + g * kBytes);
+        Ints offset;
+        if constexpr (zeros) {
+          load(offset, scales + g * kBytes + kLine);
+          offset *= x_sums_[at + g];
+        } else {
+          offset = Ints{} + kOffset * x_sums_[at + g];
+        }
+        if constexpr (kind == Kind::kF32) sum -= __builtin_convertvector(offset, Floats);
         else sum = __builtin_convertvector((Ints)sum - offset, Floats);
         total += sum * (x_scales_[at + g] * scale);
       }

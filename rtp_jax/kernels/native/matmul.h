@@ -20,8 +20,9 @@
 //     block of int8:   | tile | tile | ... | 16 scales, float32 | 16 sums of rows, int32 |
 //     block of int4:   | group of 128 | group of 128 | ...
 //        group:        | tile of pairs | 16 scales, float32 |
+//        of int4_zeros | tile of pairs | 16 scales, float32 | 16 zero points, int32 |
 //        tile of pairs: low halves are the tile of places [0, 64), high halves that of [64, 128);
-//                       each half is value + 8, so 0..15
+//                       each half is value + 8, so 0..15; of int4_zeros value + its zero point
 //
 // What is multiplied, and how exactly:
 //  - plain and int8, x float32: float32 times float32.
@@ -35,7 +36,9 @@
 
 namespace rtp {
 
-enum class Scheme : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt8Dynamic = 3, kInt4 = 4 };
+enum class Scheme : int64_t {
+  kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt8Dynamic = 3, kInt4 = 4, kInt4Zeros = 5
+};
 enum class Epilogue : int64_t { kNone = 0, kAdd = 1, kSiluMul = 2 };
 
 constexpr int64_t kBlockRows = 16, kLine = 64, kTile = 1024, kGroup = 128;
@@ -54,8 +57,17 @@ inline int64_t tile_inner(Scheme scheme) {
   }
 }
 
+inline bool is_int4(Scheme scheme) {
+  return scheme == Scheme::kInt4 || scheme == Scheme::kInt4Zeros;
+}
+
+// Of int4.
+inline int64_t group_bytes(Scheme scheme) {
+  return kTile + (scheme == Scheme::kInt4Zeros ? 2 : 1) * kLine;
+}
+
 inline int64_t block_bytes(Scheme scheme, int64_t inner) {
-  if (scheme == Scheme::kInt4) return inner / kGroup * (kTile + kLine);
+  if (is_int4(scheme)) return inner / kGroup * group_bytes(scheme);
   int64_t tiles = divided_up(inner, tile_inner(scheme)) * kTile;
   bool scaled = scheme == Scheme::kInt8 || scheme == Scheme::kInt8Dynamic;
   return tiles + (scaled ? 2 * kLine : 0);
@@ -123,7 +135,7 @@ class Product {
   void write_zeros(int64_t item) const;
   template <Kind kind> void multiply_pairs(const Pair*, int64_t count, Span) const;
   template <Kind kind> void multiply_groups(const Pair&, const Pair& after, Span) const;
-  template <Kind kind>
+  template <Kind kind, bool zeros>
   void add_groups(const Pair&, Span, int64_t first, int64_t count, const float* sums,
                   float* totals) const;
   struct Finish;

@@ -100,8 +100,8 @@ void Product::prepare_numbers(int64_t row, uint8_t* out, int64_t step) const {
   thread_local Scratch scratch;
   int64_t inner = call_.inner;
   const auto* numbers = static_cast<const Number*>(call_.x.data) + row * inner;
-  if (call_.scheme == Scheme::kInt8Dynamic || call_.scheme == Scheme::kInt4) {
-    bool grouped = call_.scheme == Scheme::kInt4;
+  if (call_.scheme == Scheme::kInt8Dynamic || is_int4(call_.scheme)) {
+    bool grouped = is_int4(call_.scheme);
     int64_t group = grouped ? kGroup : inner, at = row * (inner / group);
     int32_t* sums = grouped ? x_sums_ + at : nullptr;
     if (kind_ == Kind::kF32) {

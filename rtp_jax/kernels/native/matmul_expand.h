@@ -46,15 +46,15 @@ inline void int4_to_bytes(const uint8_t* in, uint8_t* out) {
 
 // How many tiles of `kind` one packed tile (of int4: one group) becomes.
 inline int64_t expansion(Scheme scheme, Kind kind) {
-  int64_t numbers = scheme == Scheme::kInt4 ? kGroup : tile_inner(scheme);
+  int64_t numbers = is_int4(scheme) ? kGroup : tile_inner(scheme);
   return numbers / line_inner(kind);
 }
 
 // Decodes `tiles` packed tiles, or groups of int4, which lie end to end.
 template <Kind kind>
 inline void expand(Scheme scheme, const uint8_t* in, int64_t tiles, uint8_t* out) {
-  if (scheme == Scheme::kInt4) {
-    for (int64_t i = 0; i < tiles; ++i, in += kTile + kLine) {
+  if (is_int4(scheme)) {
+    for (int64_t i = 0; i < tiles; ++i, in += group_bytes(scheme)) {
       if constexpr (kind == Kind::kF32) {
         alignas(64) uint8_t bytes[2 * kTile];
         int4_to_bytes(in, bytes);

@@ -9,7 +9,7 @@
 namespace rtp {
 namespace {
 
-constexpr int64_t kInt4Offset = 8;
+constexpr int32_t kInt4Offset = 8;
 
 // Lays 16 rows of dwords side by side: out[line][row] = rows[row][line]; absent rows are zeros.
 void transpose(const uint8_t* rows, int64_t stride, int64_t count, int64_t dwords, uint8_t* out) {
@@ -79,7 +79,7 @@ float extreme_of(const float* numbers) {
 float encode_int4(const float* numbers, uint8_t* out) {
   float scale = extreme_of(numbers) / -8.0f, inverse = inverse_of(scale);
   for (int64_t i = 0; i < kGroup; ++i) {
-    int32_t value = rounded(numbers[i] * inverse) + static_cast<int32_t>(kInt4Offset);
+    int32_t value = rounded(numbers[i] * inverse) + kInt4Offset;
     out[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 15 ? 15 : value);
   }
   return scale;
@@ -100,11 +100,11 @@ void pack_int8(const int8_t* values, int64_t stride, const float* scales, int64_
   memcpy(out + tiles * kTile + kLine, sums, kLine);
 }
 
-// From values [count, inner] in bytes and scales [count, groups].
-void pack_int4(const uint8_t* values, const float* scales, int64_t count, int64_t inner,
-               uint8_t* out) {
-  int64_t groups = inner / kGroup;
-  for (int64_t g = 0; g < groups; ++g, out += kTile + kLine) {
+// From values [count, inner] in bytes, scales [count, groups] and zero points, if there are any.
+void pack_int4(const uint8_t* values, const float* scales, const uint8_t* zeros, int64_t count,
+               int64_t inner, uint8_t* out) {
+  int64_t groups = inner / kGroup, bytes = kTile + (zeros != nullptr ? 2 : 1) * kLine;
+  for (int64_t g = 0; g < groups; ++g, out += bytes) {
     alignas(64) uint8_t tiles[2 * kTile];
     transpose(values + g * kGroup, inner, count, 32, tiles);
     for (int64_t i = 0; i < kTile; ++i)
@@ -112,6 +112,10 @@ void pack_int4(const uint8_t* values, const float* scales, int64_t count, int64_
     float block_scales[16] = {};
     for (int64_t r = 0; r < count; ++r) block_scales[r] = scales[r * groups + g];
     memcpy(out + kTile, block_scales, kLine);
+    if (zeros == nullptr) continue;
+    int32_t block_zeros[16] = {};
+    for (int64_t r = 0; r < count; ++r) block_zeros[r] = zeros[r * groups + g];
+    memcpy(out + kTile + kLine, block_zeros, kLine);
   }
 }
 
@@ -128,14 +132,16 @@ void unpack_row(Scheme scheme, const uint8_t* blocks, int64_t row, int64_t inner
       memcpy(&half, block + i / 2 * kLine + r * 4 + i % 2 * 2, 2);
       out[i] = from_bf16(half);
     }
-  } else if (scheme == Scheme::kInt4) {
+  } else if (is_int4(scheme)) {
     for (int64_t i = 0; i < inner; ++i) {
-      const uint8_t* group = block + i / kGroup * (kTile + kLine);
+      const uint8_t* group = block + i / kGroup * group_bytes(scheme);
       float scale;
       memcpy(&scale, group + kTile + r * 4, 4);
       int64_t place = i % kGroup, high = place / 64;
       uint8_t pair = group[place % 64 / 4 * kLine + r * 4 + place % 4];
-      int value = (high ? pair >> 4 : pair & 15) - static_cast<int>(kInt4Offset);
+      int32_t zero = kInt4Offset;
+      if (scheme == Scheme::kInt4Zeros) memcpy(&zero, group + kTile + kLine + r * 4, 4);
+      int32_t value = (high ? pair >> 4 : pair & 15) - zero;
       out[i] = static_cast<float>(value) * scale;
     }
   } else {
@@ -186,10 +192,42 @@ RTP_EXPORT void rtp_pack_rows(int64_t scheme_id, const void* rows, int64_t is_bf
       memset(row_values + inner, 0, static_cast<size_t>(padded - inner));
     }
     if (scheme == Scheme::kInt4) {
-      pack_int4(values, scales, count, inner, out);
+      pack_int4(values, scales, nullptr, count, inner, out);
     } else {
       pack_int8(reinterpret_cast<int8_t*>(values), padded, scales, count, inner, out);
     }
+  }
+}
+
+// Packs values that are encoded already: int8 [outer, inner], or pairs of int4 [outer, inner / 2],
+// scales [outer, groups], and zero points likewise if the scheme has them.
+RTP_EXPORT void rtp_pack_values(int64_t scheme_id, const uint8_t* values, const float* scales,
+                                const uint8_t* zeros, int64_t outer, int64_t inner, uint8_t* out) {
+  using namespace rtp;
+  auto scheme = static_cast<Scheme>(scheme_id);
+  bool pairs = is_int4(scheme);
+  int64_t block = block_bytes(scheme, inner), stride = pairs ? inner : divided_up(inner, 64) * 64;
+  int64_t groups = pairs ? inner / kGroup : 1;
+  thread_local Scratch scratch;
+  uint8_t* rows = scratch.get(kBlockRows * stride);
+  for (int64_t row = 0; row < outer; row += kBlockRows, out += block) {
+    int64_t count = outer - row < kBlockRows ? outer - row : kBlockRows;
+    for (int64_t r = 0; r < count; ++r) {
+      uint8_t* to = rows + r * stride;
+      if (!pairs) {
+        memcpy(to, values + (row + r) * inner, static_cast<size_t>(inner));
+        memset(to + inner, 0, static_cast<size_t>(stride - inner));
+        continue;
+      }
+      const uint8_t* from = values + (row + r) * inner / 2;
+      for (int64_t i = 0; i < inner / 2; ++i) {
+        to[2 * i] = from[i] & 15;
+        to[2 * i + 1] = from[i] >> 4;
+      }
+    }
+    const uint8_t* block_zeros = scheme == Scheme::kInt4Zeros ? zeros + row * groups : nullptr;
+    if (pairs) pack_int4(rows, scales + row * groups, block_zeros, count, inner, out);
+    else pack_int8(reinterpret_cast<int8_t*>(rows), stride, scales + row, count, inner, out);
   }
 }
 

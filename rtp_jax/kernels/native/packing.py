@@ -18,6 +18,7 @@ INT4_GROUP = 128
 MIN_INNER = 32  # shorter rows would fill the same tile in float32 and in bfloat16
 MAX_INNER = 65536  # so that sums of int8 products fit in int32
 _NUMBERS = {"plain float32": 0, "plain bfloat16": 1, "int8": 2, "int8_dynamic": 3, "int4": 4}
+_NUMBERS["int4_zeros"] = 5
 
 
 def scheme_number(scheme: Scheme, dtype: np.dtype) -> int:
@@ -59,6 +60,7 @@ def pack_rows(rows: np.ndarray, scheme: Scheme, out: np.ndarray) -> None:
     """
     outer, inner = rows.shape
     blocks = -(-outer // BLOCK_ROWS)
+    assert not scheme.zeros, "zero points come with a checkpoint"
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
     assert rows.flags.c_contiguous
@@ -67,6 +69,42 @@ def pack_rows(rows: np.ndarray, scheme: Scheme, out: np.ndarray) -> None:
     is_bfloat16 = rows.dtype == jnp.bfloat16
     _functions().rtp_pack_rows(
         *_whole(number), _address(rows), *_whole(is_bfloat16, outer, inner), _address(out)
+    )
+
+
+def pack_values(
+    values: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray | None,
+    scheme: Scheme,
+    out: np.ndarray,
+) -> None:
+    """Pack a matrix that is encoded already into whole blocks, as `pack_rows` packs numbers.
+
+    Args:
+      values: of the scheme, [outer, inner] int8 or [outer, inner / 2] pairs of int4.
+      scales: float32 [outer, groups].
+      zeros: uint8 [outer, groups] of a scheme that has zero points.
+      scheme: int8, int8_dynamic, int4 or int4_zeros.
+      out: uint8 [blocks, block_bytes], contiguous; all of it is written.
+    """
+    outer, inner = len(values), values.shape[1] * (2 if scheme.bits == 4 else 1)
+    blocks = -(-outer // BLOCK_ROWS)
+    plain = np.dtype(np.float32)
+    assert out.flags.c_contiguous
+    assert out.shape == (blocks, block_bytes(scheme, inner, plain)), (out.shape, values.shape)
+    assert scales.shape == (outer, inner // (scheme.group or inner)), scales.shape
+    assert scheme.zeros == (zeros is not None)
+    assert zeros is None or (zeros.dtype, zeros.shape) == (np.uint8, scales.shape)
+    values, scales = np.ascontiguousarray(values), np.ascontiguousarray(scales, np.float32)
+    zeros = np.empty(0, np.uint8) if zeros is None else np.ascontiguousarray(zeros)
+    _functions().rtp_pack_values(
+        *_whole(scheme_number(scheme, plain)),
+        _address(values),
+        _address(scales),
+        _address(zeros),
+        *_whole(outer, inner),
+        _address(out),
     )
 
 

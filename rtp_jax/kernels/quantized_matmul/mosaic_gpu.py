@@ -34,6 +34,12 @@ def obstacle(call: MatmulShape) -> str | None:
         return "plain weights are multiplied by XLA"
     if call.layout != ROWS:
         return f"it reads the layout {ROWS!r} and the weight has {call.layout!r}"
+    if call.scheme.zeros:
+        return "it takes 8 from every int4, and the weight has zero points"
+    if call.scheme.dynamic and call.scheme.group is not None:
+        return "it rounds whole rows of x, and the scheme rounds groups of them"
+    if call.scheme.bits == 4 and call.scheme.group is None:
+        return f"its int4 has groups of {GROUP}, and the weight has none"
     if call.scheme.group not in (None, GROUP):
         return f"its groups have {GROUP} numbers and those of the weight {call.scheme.group}"
     if call.dtype != jnp.bfloat16 and not call.scheme.dynamic:

@@ -77,16 +77,17 @@ class Target:
         """Give the complete output, and each of its files, the name that it is to have."""
         _sync_files(self.partial)
         _sweep(self.partial, name_of.keys())
+        for path, _, _ in os.walk(self.partial):
+            _sync(Path(path))
         for before, name in name_of.items():
             if before != name:
                 os.rename(self.partial / before, self.partial / name)
-        for path, _, _ in os.walk(self.partial):
-            _sync(Path(path))
         if os.path.lexists(self.path):
             if os.path.lexists(self.replaced):
                 shutil.rmtree(self.replaced)
             os.rename(self.path, self.replaced)
         os.rename(self.partial, self.path)
+        _sync(self.path)
         _sync(self.parent)
         if os.path.lexists(self.replaced):
             shutil.rmtree(self.replaced)

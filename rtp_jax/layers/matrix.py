@@ -19,7 +19,6 @@ from rtp_jax.layers.parameter import parameter
 from rtp_jax.layers.target import Target
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray
 from rtp_jax.quant.schemes import Scheme, num_groups, values_dtype, values_shape
-from rtp_jax.weights.matrix_format import MatrixFormat
 from rtp_jax.weights.quantized import parts_of
 
 GROUPS = (128, 64, 32)  # numbers that may share a scale, best first

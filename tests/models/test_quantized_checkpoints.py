@@ -14,7 +14,7 @@ import pytest
 
 from rtp_jax.config import native_cache
 from rtp_jax.kernels.native import library, packing
-from rtp_jax.kernels.pages import StepInputs, storage_dtype
+from rtp_jax.kernels.pages import KVGroup, StepInputs, storage_dtype
 from rtp_jax.layers.encoding import ORDER, SCALES, VALUES, ZEROS
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture, read_spec
@@ -110,7 +110,7 @@ def prefill(bones: Skeleton, dtype: str, weights: list[jax.Array]) -> jax.Array:
     pages = jnp.zeros((2, LAYERS, 2, 2, PAGE_SIZE, 32), storage_dtype(jnp.dtype(dtype)))
     tokens = jnp.arange(TOKENS, dtype=jnp.int32) * 17 % 300
     model = bones.assemble(weights)
-    return model.unembed(model(tokens, (pages,), inputs)[0])
+    return model.unembed(model(tokens, (KVGroup(pages, None),), inputs)[0])
 
 
 def target_of(dtype: str, native: str | None) -> Target:

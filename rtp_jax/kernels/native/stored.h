@@ -74,7 +74,7 @@ inline float store_row(Stored stored, const float* from, int64_t count, char* to
   }
   if (stored == Stored::kBfloat16) {
     auto* halves = reinterpret_cast<uint16_t*>(to);
-    for (int64_t i = 0; i < count; ++i) halves[i] = to_bf16(from[i]);
+    narrow(from, count, halves);
     return 1.0f;
   }
   uint32_t top = 0;  // magnitudes as bits: in the order of numbers, with infinities and NaN above

@@ -15,7 +15,7 @@ from rtp_jax.runner.memory_plan import plan_memory
 
 MB = 1e6
 INTEGERS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_memory")
-SETTINGS = ("dtype", "quantization", "head_quantization", "kv_dtype", *INTEGERS)
+SETTINGS = ("dtype", "quantization", "head_quantization", "kv_dtype", "kv_layers", *INTEGERS)
 HEADER = "devices       weights MB   workspace MB   KV tokens   KV MB   context"
 
 
@@ -45,10 +45,11 @@ def estimates(
         dtype = build.DeviceFacts(None, platform, None).best_dtype
     kv_dtype = dtype if config.cache.kv_dtype == "auto" else config.cache.kv_dtype
     schemes = build.schemes_of(config.model.quantization, config.model.head_quantization)
-    whole = build.model_memory(spec, schemes, dtype, kv_dtype)
+    kv = build.kv_layers(spec.num_layers, kv_dtype, config.cache.kv_layers)
+    whole = build.model_memory(spec, schemes, dtype, kv)
     rows = []
     for size in sizes:
-        row: dict[str, Any] = {"devices": size, "dtype": dtype, "kv_dtype": kv_dtype}
+        row: dict[str, Any] = {"devices": size, "dtype": dtype, "kv_dtype": kv.describe()}
         if spec.num_heads % size or spec.mlp_size % size or _uneven(spec.num_kv_heads, size):
             rows.append({**row, "obstacle": f"{size} devices do not divide the model's heads"})
             continue

@@ -143,7 +143,7 @@ def timed(name: str, product: Product, scale: Scale, limits: Limits) -> Mapping[
 
 def gpu_kernels() -> list[str]:
     """List the implementations that a GPU may run."""
-    return [name for name in KERNELS if not name.startswith("native")]
+    return [name for name in KERNELS if "cuda" in KERNELS[name].PLATFORMS]
 
 
 def rows(scale: Scale, limits: Limits) -> list[Row]:

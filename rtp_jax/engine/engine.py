@@ -17,7 +17,6 @@ from rtp_jax.delivery.collector import Collector
 from rtp_jax.engine.bulk import run_all
 from rtp_jax.engine.collection import collection_paused
 from rtp_jax.engine.info import Loads, ModelInfo
-from rtp_jax.engine.kv_choice import KVChoice, choose_kv_layers
 from rtp_jax.engine.loop import ResetPrefixCache
 from rtp_jax.engine.readers import LoopHub, Mailbox, QueueReader, Stream
 from rtp_jax.engine.requests import (
@@ -39,6 +38,7 @@ from rtp_jax.sampling_params import OutputKind, SamplingParams
 from rtp_jax.text.tokenizer import Tokenizer
 
 chats = late("rtp_jax.text.chat")
+choosing = late("rtp_jax.engine.kv_choice")
 building = late("rtp_jax.engine.build")  # and jax: memory for weights is made ready meanwhile
 
 
@@ -82,7 +82,7 @@ class Engine:
         budget: float,
         progress: Callable[[str], None] | None = None,
         **options: object,
-    ) -> KVChoice:
+    ) -> Any:
         """Measure on texts which layers may keep KV in int8 or fp8; `kv_layers` takes the answer.
 
         Args:
@@ -91,9 +91,13 @@ class Engine:
           budget: how far the distribution of the next token may move: KL in nats per token.
           progress: told each figure.
           options: as for an engine, without `kv_dtype` and `kv_layers`.
+
+        Returns:
+          A `rtp_jax.engine.kv_choice.KVChoice`.
         """
         config = EngineConfig.from_options(**options)
-        return choose_kv_layers(model, config, texts, budget=budget, progress=progress or _silent)
+        report = progress or _silent
+        return choosing.choose_kv_layers(model, config, texts, budget=budget, progress=report)
 
     def __enter__(self) -> "Engine":
         return self

@@ -25,7 +25,7 @@ from rtp_jax.weights import loader
 from tests.golden import recipe
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+CASES = sorted(path.stem for path in GOLDEN.glob("*.json") if path.with_suffix(".npz").exists())
 TOKENS, SEQUENCES, PAGE_SIZE, CONTEXT = 16, 2, 8, 128
 CHUNK = 13  # neither a page nor a tile
 DECODE_STEPS = 32

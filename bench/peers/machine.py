@@ -52,7 +52,7 @@ class Foreign:
     def share(self) -> float:
         """Return the share since the object was made, in 0..1."""
         (busy, total, own), (busy0, total0, own0) = self._read(), self._before
-        return max(0.0, busy - busy0 - (own - own0)) / max(total - total0, 1e-9)
+        return min(max(0.0, busy - busy0 - (own - own0)) / max(total - total0, 1e-9), 1.0)
 
 
 def wait_idle(limit_s: float, window_s: float = 1.0) -> float:

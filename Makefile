@@ -6,13 +6,14 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full soak check gpu-gate gpu-gate-full pins clean
+.PHONY: help demo cluster-demo test test-full soak check gpu-gate gpu-gate-full pins clean
 
 PYTHON ?=
 BOOTSTRAP := python3 tools/bootstrap.py --python "$(PYTHON)"
 
 help:
 	echo "make demo       serve the built-in model over gRPC and stream a few answers from it"
+	echo "make cluster-demo  start four workers and a router, stream, and kill a worker"
 	echo "make test       format, lint, types and tests; at most 15 minutes"
 	echo "make test-full  the longer tests too; at most 45 minutes; writes results/"
 	echo "make soak       hours of load; writes results/"
@@ -24,6 +25,10 @@ help:
 demo:
 	bin=$$($(BOOTSTRAP))
 	$$bin/python -m rtp_jax.serving.demo
+
+cluster-demo:
+	bin=$$($(BOOTSTRAP))
+	$$bin/python -m rtp_jax.serving.cluster_demo
 
 check:
 	bin=$$($(BOOTSTRAP))

@@ -95,7 +95,8 @@ def structure(folder: Path, shapes: Shapes, devices: Sequence, read: Read) -> li
     where = {t.name: (h, t) for h in read_checkpoint(folder).files for t in h.tensors}
 
     def rank(number: int) -> list[jax.Array]:
-        files = {header.path: os.open(header.path, os.O_RDONLY) for header, _ in where.values()}
+        paths = {header.path for header, _ in where.values()}
+        files = {path: os.open(path, os.O_RDONLY) for path in paths}
         found = []
         for name in shapes.tensors():
             header, tensor = where[name]

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rtp_jax.config import native_cache
+from rtp_jax.kernels.native import library
 from rtp_jax.runner.sampler import sample
 from rtp_jax.runner.sampling_inputs import RowOptions, WideOptions
 from rtp_jax.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKEN_IDS
@@ -113,7 +115,10 @@ def measure(rows: int, vocab: int, only: str = "") -> dict[str, Cost]:
     steep = jnp.asarray(logits_like_a_model(rows, vocab))
     flat = jnp.asarray(np.random.default_rng(1).normal(size=(rows, vocab)).astype(np.float32))
     history = jnp.asarray(np.random.default_rng(2).integers(0, vocab, (rows, HISTORY), np.int32))
-    step = jax.jit(functools.partial(sample, vocab_size=vocab - PADDING))
+    library.load(native_cache())
+    kernels = library.loaded()  # as an engine has them
+    native = None if kernels is None else kernels.level
+    step = jax.jit(functools.partial(sample, vocab_size=vocab - PADDING, native=native))
     argmax, sort = jax.jit(lambda x: jnp.argmax(x, axis=1)), jax.jit(lambda x: jnp.sort(x, axis=1))
     costs = {
         "argmax alone": cost(lambda: argmax(steep)),

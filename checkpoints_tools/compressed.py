@@ -4,12 +4,14 @@ Three formats are written and decoded here; `M` is the name of a matrix without 
 
     pack-quantized   M.weight_packed int32 [out, ceil(in * bits / 32)], M.weight_scale
                      [out, groups], M.weight_shape int64 [2]; the value of column c lies in the bits
-                     from (c * bits) % 32 on of word c * bits // 32, with 2^(bits-1) added
+                     from (c * bits) % 32 on of word c * bits // 32, with 2^(bits-1) added;
+                     where groups have zero points, M.weight_zero_point int32
+                     [ceil(out * bits / 32), groups], packed likewise along the rows
     int-quantized    M.weight int8 [out, in], M.weight_scale [out, 1]
     float-quantized  M.weight float8_e4m3fn [out, in], M.weight_scale [out, 1]
 
-A number is its value times the scale of its row or group.  `config.json` says which it is, in
-`quantization_config`.
+A number is its value, less the zero point, times the scale of its row or group.  `config.json`
+says which it is, in `quantization_config`.
 
 Source: compressed-tensors 0.17, whose compressors made the goldens of the tests.
 Read next: `quantize.py`, which writes it.
@@ -39,6 +41,8 @@ class Scheme:
     group: int | None  # numbers of a row that share a scale; None: all of them
     floating: bool = False
     dynamic: bool = False  # activations are rounded as well, each token by itself
+    symmetric: bool = True  # no zero points
+    order: str | None = None  # in which columns were rounded, where that was not their own
 
     @property
     def is_packed(self) -> bool:
@@ -51,11 +55,13 @@ class Scheme:
         weights = {
             "num_bits": self.bits,
             "type": kind,
-            "symmetric": True,
+            "symmetric": self.symmetric,
             "dynamic": False,
             "strategy": "group" if self.group else "channel",
             "group_size": self.group,
         }
+        if self.order:
+            weights["actorder"] = self.order
         activations = None
         if self.dynamic:
             activations = {
@@ -114,6 +120,7 @@ class Decoded:
     shape: tuple[int, int]
     bits: int | None  # None: not packed
     parts: tuple[str, ...]  # names of the tensors that it is made of
+    zeros: StoredTensor | None = None
 
     @property
     def rows_at_once(self) -> int:
@@ -123,6 +130,10 @@ class Decoded:
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield float32 blocks [rows, inner]."""
         scales = whole(self.source, self.scales).astype(np.float32)
+        zeros = None
+        if self.zeros is not None and self.bits is not None:
+            words = whole(self.source, self.zeros).T
+            zeros = unpack(np.ascontiguousarray(words), self.bits, self.shape[0]).T
         stored = self.values.shape[1]
         size = self.rows_at_once * stored * self.values.dtype.itemsize
         start = 0
@@ -130,10 +141,16 @@ class Decoded:
             self.source.read(self.values), self.values.dtype, stored, block_bytes=size
         ):
             values = block if self.bits is None else unpack(block, self.bits, self.shape[1])
-            part = scales[start : start + len(values)]
-            groups = np.repeat(part, -(-self.shape[1] // part.shape[1]), axis=1)
-            yield values.astype(np.float32) * groups[:, : self.shape[1]]
+            here, wide = slice(start, start + len(values)), values.astype(np.float32)
+            if zeros is not None:
+                wide -= self._over_columns(zeros[here])
+            yield wide * self._over_columns(scales[here])
             start += len(values)
+
+    def _over_columns(self, of_groups: np.ndarray) -> np.ndarray:
+        """Repeat what each group has for its columns."""
+        width = -(-self.shape[1] // of_groups.shape[1])
+        return np.repeat(of_groups, width, axis=1)[:, : self.shape[1]]
 
 
 def decoded_tensors(source: Source) -> dict[str, Decoded]:
@@ -152,8 +169,10 @@ def decoded_tensors(source: Source) -> dict[str, Decoded]:
         if packed is not None and shape is not None:
             rows, columns = _shape(source, shape)
             bits = _bits(source, columns, packed.shape[-1] if packed.shape else 0)
-            parts = tuple(f"{module}.weight_{part}" for part in ("scale", "packed", "shape"))
-            each = Decoded(source, packed, scales, (rows, columns), bits, parts)
+            names = ("scale", "packed", "shape", "zero_point")
+            parts = tuple(n for p in names if (n := f"{module}.weight_{p}") in tensors)
+            zeros = tensors.get(f"{module}.weight_zero_point")
+            each = Decoded(source, packed, scales, (rows, columns), bits, parts, zeros)
         elif values is not None and values.dtype in (np.int8, ml_dtypes.float8_e4m3fn):
             if len(values.shape) != 2:
                 raise _wrong(source, module, f"its shape is {list(values.shape)}")
@@ -191,6 +210,10 @@ def _check(decoded: Decoded, module: str) -> None:
     groups = scales[1] if len(scales) == 2 else 0
     if stored != (rows, width) or len(scales) != 2 or scales[0] != rows:
         raise _wrong(decoded.source, module, f"values {list(stored)}, scales {list(scales)}")
+    if decoded.zeros is not None:
+        wanted = (-(-rows * (decoded.bits or 0) // WORD), groups)
+        if decoded.zeros.shape != wanted or decoded.zeros.dtype != np.int32:
+            raise _wrong(decoded.source, module, f"zero points {list(decoded.zeros.shape)}")
     if not 0 < groups <= max(1, columns) or columns % groups:
         raise _wrong(decoded.source, module, f"{columns} columns do not make {groups} groups")
 

@@ -88,7 +88,7 @@ def _memory(source: Source, parsed: argparse.Namespace, sizes: list[int]) -> dic
             f"RTPJ-3010 FILE_MISSING: {source.folder / CONFIG} does not exist. Complete the"
             " download of the model."
         )
-    build = engine_door.building()
+    build = engine_door.building
     spec = build.read_spec(source.config)
     settings = {name: getattr(parsed, name) for name in mesh_memory.SETTINGS}
     bytes_each = None if parsed.memory is None else int(parsed.memory * 1e9)

@@ -14,7 +14,7 @@ Read next: `journal.py`, `writers.py`.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -35,6 +35,14 @@ HELD_BACK = ".partial"  # added to the names of files until the end
 MARGIN = 1 << 20  # bytes for the journal, the manifest and what file systems keep for themselves
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What is done in the partial folder before anything is written, such as computing tensors."""
+
+    num_bytes: int  # of what it leaves there until the end
+    run: Callable[[Path, Report], None]  # does only what an earlier run has not done
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What is to be written, and from what, in words that are equal only for equal bytes."""
@@ -43,6 +51,7 @@ class Job:
     small: Sequence[OutputFile]  # companions
     completing: Sequence[OutputFile]  # those that make the folder a checkpoint
     inputs: str
+    preparation: Preparation | None = None
 
     @property
     def all_files(self) -> Sequence[OutputFile]:
@@ -55,8 +64,11 @@ class Job:
         return sum(file.num_bytes for file in self.all_files)
 
     def path(self, folder: Path, file: OutputFile) -> Path:
-        """Where a file is until the output is complete."""
-        return folder / (file.name + HELD_BACK * (file in self.completing))
+        """Where a file is until the output is complete: inside the folder, whatever its name."""
+        path = folder / (file.name + HELD_BACK * (file in self.completing))
+        assert path.is_relative_to(folder), f"{file.name!r} leads out of {folder}"
+        assert ".." not in path.parts[len(folder.parts) :], f"{file.name!r} leads out of {folder}"
+        return path
 
     def summary(self) -> dict[str, object]:
         """What a dry run shows."""
@@ -68,7 +80,7 @@ class Job:
 
 def check_space(job: Job, target: Target) -> None:
     """Refuse a job for which the disk is too small, before anything is written."""
-    needed = job.num_bytes + MARGIN
+    needed = job.num_bytes + MARGIN + (job.preparation.num_bytes if job.preparation else 0)
     free = shutil.disk_usage(target.parent).free + target.partial_bytes()
     if needed > free:
         raise FailedPrecondition(
@@ -80,6 +92,8 @@ def check_space(job: Job, target: Target) -> None:
 def run(job: Job, target: Target, report: Report) -> None:
     """Write the output, or what is missing of it, and give it its name."""
     with _written_to(target.partial), target.opened(job.inputs):
+        if job.preparation is not None:
+            job.preparation.run(target.partial, report)
         with closing(Journal(target.partial / JOURNAL)) as journal:
             report.start(2 * job.num_bytes)
             for file in job.all_files:

@@ -73,7 +73,7 @@ def commit_description() -> bytes:
 def check_writable(name: str, shape: tuple[int, ...]) -> None:
     """Refuse a tensor that cannot be a folder of its name, or that Orbax cannot hold."""
     reason = None
-    if "/" in name or "\\" in name or name.startswith((".", "_")) or name in RESERVED:
+    if not name or "/" in name or "\\" in name or name.startswith((".", "_")) or name in RESERVED:
         reason = "its name cannot be that of a folder"
     elif len(name.encode()) > MAX_FOLDER_NAME:
         reason = f"its name is longer than {MAX_FOLDER_NAME} bytes"

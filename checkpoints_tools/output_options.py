@@ -10,9 +10,10 @@ from typing import Any
 
 from checkpoints_tools import job
 from checkpoints_tools.companions import companions, copied
-from checkpoints_tools.job import Job
+from checkpoints_tools.job import Job, Preparation
 from checkpoints_tools.report import MB, Report
 from checkpoints_tools.source import CONFIG, ORBAX, SAFETENSORS, Source
+from checkpoints_tools.stored import StoredTensor
 from checkpoints_tools.target import Target, target_of
 from checkpoints_tools.writers import (
     OutputFile,
@@ -70,6 +71,7 @@ def finish(
     tensors: list[OutputTensor],
     config: dict[str, Any] | None,
     choices: dict[str, Any],
+    preparation: Preparation | None = None,
 ) -> int:
     """Write tensors, config and companions, or show what would be written.
 
@@ -81,6 +83,7 @@ def finish(
       tensors: what to write.
       config: what `config.json` says, where it changes.
       choices: all that decides the bytes, besides the files of `source`.
+      preparation: what has to be done before tensors can be made.
     """
     limit = file_bytes(parsed.max_file_size)
     kind = choices.get("to", SAFETENSORS)
@@ -102,6 +105,7 @@ def finish(
         small=found,
         completing=[*completing, *_config(source, config)],
         inputs=json.dumps(described, sort_keys=True),
+        preparation=preparation,
     )
     for name in behind:
         report.event("left_behind", f"not copied: {name}", name=name)
@@ -123,8 +127,11 @@ def _config(source: Source, config: dict[str, Any] | None) -> list[OutputFile]:
     return [given(CONFIG, json.dumps(config, indent=2).encode() + b"\n")]
 
 
+def kept(source: Source, tensor: StoredTensor) -> OutputTensor:
+    """Describe a tensor of a source as it is."""
+    return OutputTensor(tensor.name, tensor.dtype, tensor.shape, lambda: source.read(tensor))
+
+
 def unchanged(source: Source) -> list[OutputTensor]:
     """Describe all tensors of a source as they are."""
-    return [
-        OutputTensor(t.name, t.dtype, t.shape, lambda t=t: source.read(t)) for t in source.tensors
-    ]
+    return [kept(source, tensor) for tensor in source.tensors]

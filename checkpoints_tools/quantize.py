@@ -1,9 +1,12 @@
-"""Quantize the matrices of a model's layers by plain rounding, in a layout that others read.
+"""Quantize the matrices of a model's layers, in a layout that others read.
 
-The output is in the compressed-tensors layout: transformers and vLLM load it.  Each number is
-rounded to the nearest value of its row or group; the scale is the largest magnitude over half the
-range of values, so that the largest number is stored exactly or clipped by half a step.  Embedding,
-head, norms and routers stay as they are.
+The output is in the compressed-tensors layout: transformers and vLLM load it.  By plain rounding
+each number goes to the nearest value of its row or group; the scale is the largest magnitude over
+half the range of values, so that the largest number is stored exactly or clipped by half a step.
+GPTQ and AWQ look at what the model does with a text.  Embedding, head, norms and routers stay as
+they are, but for what AWQ folds into norms.
+
+Read next: `calibration/command.py` for GPTQ and AWQ.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +27,10 @@ from checkpoints_tools.report import Report
 from checkpoints_tools.source import Source, in_rows, open_source
 from checkpoints_tools.stored import BLOCK, StoredTensor
 from checkpoints_tools.writers import OutputTensor
-from rtp_jax.errors import InvalidArgument, Unimplemented
+from rtp_jax.errors import InvalidArgument
+from rtp_jax.late_imports import late
+
+calibration = late("checkpoints_tools.calibration.command")  # and jax
 
 SCHEMES = {
     "int8": Scheme(format=PACKED, bits=8, group=None),
@@ -31,7 +38,12 @@ SCHEMES = {
     "int4": Scheme(format=PACKED, bits=4, group=128),
     "fp8": Scheme(format=FLOATS, bits=8, group=None, floating=True, dynamic=True),
 }
-CALIBRATED = ("gptq", "awq")  # need activations of the model
+CALIBRATED = {  # need activations of the model
+    "gptq": Scheme(format=PACKED, bits=4, group=128),
+    "awq": Scheme(format=PACKED, bits=4, group=128, symmetric=False),
+}
+CALIBRATION_TOKENS = 32768
+LEAST_TOKENS = 64  # fewer say nothing about a model
 GROUPS = (32, 64, 128)
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 FP8_MAX = 448.0
@@ -46,10 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="DST", help="the folder to write")
     parser.add_argument("--scheme", required=True, choices=(*SCHEMES, *CALIBRATED))
     parser.add_argument(
-        "--group-size", type=int, choices=GROUPS, help="numbers that share a scale, for int4"
+        "--group-size", type=int, choices=GROUPS, help="numbers that share a scale, in 4 bits"
     )
     parser.add_argument(
         "--ignore", action="append", default=[], metavar="PATTERN", help="keep these tensors too"
+    )
+    group = parser.add_argument_group("calibration, for gptq and awq")
+    group.add_argument("--calibration", metavar="FILE", help="text, or JSONL: text or messages")
+    group.add_argument(
+        "--calibration-tokens",
+        type=int,
+        metavar="N",
+        help=f"read at most so many, from all over the file ({CALIBRATION_TOKENS})",
+    )
+    group.add_argument(
+        "--act-order", action="store_true", help="gptq: round the most used columns first"
     )
     output_options.add_output_arguments(parser)
 
@@ -63,6 +86,8 @@ def run(parsed: argparse.Namespace, report: Report) -> int:
     matrices, ignored = chosen(source, scheme, tuple(parsed.ignore))
     for name in ignored:
         report.event("kept", f"not quantized: {name}", name=name)
+    if parsed.scheme in CALIBRATED:
+        return calibration.run(parsed, report, source, to, Chosen(scheme, matrices, ignored))
     names = {tensor.name for tensor in matrices}
     tensors = [
         output
@@ -70,7 +95,7 @@ def run(parsed: argparse.Namespace, report: Report) -> int:
         for output in (
             Rounding(source, tensor, scheme).outputs()
             if tensor.name in names
-            else [OutputTensor(tensor.name, tensor.dtype, tensor.shape, _reader(source, tensor))]
+            else [output_options.kept(source, tensor)]
         )
     ]
     config = {**(source.config or {}), "quantization_config": scheme.config(ignored)}
@@ -90,23 +115,39 @@ def run(parsed: argparse.Namespace, report: Report) -> int:
     )
 
 
-def _reader(source: Source, tensor: StoredTensor):
-    return lambda: source.read(tensor)
-
-
 def _scheme(parsed: argparse.Namespace) -> Scheme:
-    if parsed.scheme in CALIBRATED:
-        raise Unimplemented(
-            f"RTPJ-3630 CALIBRATION_UNSUPPORTED: --scheme {parsed.scheme} needs to run the model"
-            f" over a text, which this build cannot do yet. Choose one of {', '.join(SCHEMES)}."
-        )
-    scheme = SCHEMES[parsed.scheme]
+    _check_calibration(parsed)
+    scheme = {**SCHEMES, **CALIBRATED}[parsed.scheme]
     if parsed.group_size and scheme.group is None:
         raise InvalidArgument(
-            f"RTPJ-3631 QUANTIZE_INVALID: --group-size belongs to int4, and {parsed.scheme} has one"
-            " scale for each row. Leave it out."
+            f"RTPJ-3631 QUANTIZE_INVALID: --group-size belongs to schemes of 4 bits, and"
+            f" {parsed.scheme} has one scale for each row. Leave it out."
         )
-    return replace(scheme, group=parsed.group_size or scheme.group)
+    order = "weight" if parsed.act_order else None
+    return replace(scheme, group=parsed.group_size or scheme.group, order=order)
+
+
+def _check_calibration(parsed: argparse.Namespace) -> None:
+    """Refuse options that do not belong together."""
+    reason, is_calibrated = None, parsed.scheme in CALIBRATED
+    tokens = parsed.calibration_tokens
+    if is_calibrated and not parsed.calibration:
+        reason = f"--scheme {parsed.scheme} runs the model over a text. Give --calibration FILE"
+    elif not is_calibrated and parsed.calibration is not None:
+        reason = f"--calibration belongs to gptq and awq, not to {parsed.scheme}. Leave it out"
+    elif not is_calibrated and tokens is not None:
+        words = f"belongs to gptq and awq, not to {parsed.scheme}"
+        reason = f"--calibration-tokens {words}. Leave it out"
+    elif tokens is not None and tokens < LEAST_TOKENS:
+        least = f"at least {LEAST_TOKENS} are needed"
+        reason = f"--calibration-tokens is {tokens}, {least}. Raise it"
+    elif parsed.act_order and parsed.scheme != "gptq":
+        reason = f"--act-order belongs to gptq, not to {parsed.scheme}. Leave it out"
+    if reason:
+        raise InvalidArgument(
+            f"RTPJ-3632 QUANTIZE_OPTIONS_INVALID: {reason}.",
+            field="calibration",
+        )
 
 
 def _check_source(source: Source) -> None:
@@ -120,6 +161,14 @@ def _check_source(source: Source) -> None:
             f"RTPJ-3631 QUANTIZE_INVALID: {source.folder} {reason}. Give the folder of the original"
             " model."
         )
+
+
+class Chosen(NamedTuple):
+    """What becomes of a model."""
+
+    scheme: Scheme
+    matrices: list[StoredTensor]  # that are quantized
+    ignored: list[str]  # linear modules that are not
 
 
 def chosen(

@@ -21,7 +21,6 @@ from checkpoints_tools.report import Report
 from rtp_jax.errors import CheckpointError, InvalidArgument
 from rtp_jax.sampling_params import MAX_LOGPROBS, OutputKind, SamplingParams
 from rtp_jax.text.tokenizer import load_tokenizer
-from rtp_jax.weights.files import read_small
 
 MAX_TEXT_BYTES = 64 << 20
 DEFAULT_WINDOW, DEFAULT_TOKENS = 256, 16384
@@ -81,7 +80,8 @@ def compare(parsed: argparse.Namespace, first: Path, second: Path, report: Repor
             f"RTPJ-3618 TEXT_OPTIONS_INVALID: --window {parsed.window} must be from 2 to"
             f" --max-tokens {parsed.max_tokens}. Change one of them."
         )
-    text, path = _read(Path(parsed.text)), Path(parsed.text)
+    path = Path(parsed.text)
+    text = as_text(path, text_bytes(path))
     ids = load_tokenizer(first).encode(text, allow_special=False)[: parsed.max_tokens]
     if len(ids) < 2:
         raise InvalidArgument(
@@ -101,9 +101,32 @@ def judge(measured: dict[str, Any], parsed: argparse.Namespace) -> Quality:
     return Quality({**measured, "perplexity_ratio": second / first, "passed": passed}, passed)
 
 
-def _read(path: Path) -> str:
+def text_bytes(path: Path) -> bytes:
+    """Read a file that an option names.
+
+    Raises:
+      CheckpointError: RTPJ-3635, it cannot be read, is no ordinary file, or is too large.
+    """
     try:
-        return read_small(path, MAX_TEXT_BYTES).decode("utf-8")
+        if not path.exists():
+            reason = "it does not exist"
+        elif not path.is_file():
+            reason = "it is no ordinary file"
+        elif (size := path.stat().st_size) > MAX_TEXT_BYTES:
+            reason = f"it has {size} bytes, at most {MAX_TEXT_BYTES} are read"
+        else:
+            return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise CheckpointError(
+        f"RTPJ-3635 TEXT_UNREADABLE: {path}: {reason}. Name a file of text that can be read."
+    )
+
+
+def as_text(path: Path, data: bytes) -> str:
+    """Decode what a file holds, which must be UTF-8."""
+    try:
+        return data.decode("utf-8")
     except UnicodeDecodeError as reason:
         raise CheckpointError(
             f"RTPJ-3619 TEXT_NOT_UTF8: {path}: byte {reason.start} is not UTF-8. Give a text file."

@@ -21,12 +21,11 @@ from rtp_jax.sampling_params import unknown_option
 ENVIRONMENT_PREFIX = "RTP_JAX_"
 # vLLM's names for what this build does not do yet, and the values that ask for nothing.
 LATER = {
-    "tensor_parallel_size": (1, "tensor parallelism"),
     "pipeline_parallel_size": (1, "pipeline parallelism"),
     "data_parallel_size": (1, "data parallelism"),
     "speculative_config": (None, "speculative decoding"),
     "enable_lora": (False, "adapters"),
-    "kv_transfer_config": (None, "transfer of KV pages"),
+    "kv_transfer_config": (None, "vLLM's KV connectors (here: role, and prefill_at of a request)"),
     "trust_remote_code": (False, "code from checkpoints, for safety, at any time,"),
     "limit_mm_per_prompt": (None, "images and other media"),
 }
@@ -102,6 +101,45 @@ class CacheConfig:
     page_key: str | None = knob(
         None, "key of the page hash; None: the model's fingerprint, so that restarts agree"
     )
+    kv_host_bytes: int = knob(
+        0, "bytes of host memory for pages that the device has no room for", low=0
+    )
+    kv_disk_path: str | None = knob(None, "folder on a local disk for pages below host memory")
+    kv_disk_bytes: int = knob(8 << 30, "bytes that pages may take in kv_disk_path", low=1)
+    kv_remote_url: str | None = knob(
+        None, "Redis or Valkey that workers share pages through, such as redis://host:6379/0"
+    )
+    kv_remote_bytes: int | None = knob(
+        None, "bytes that this worker keeps there; None: as many as the server lets it", low=1
+    )
+    kv_staging_bytes: int = knob(
+        256 << 20, "bytes of pages on their way to the device, and as many on their way back", low=1
+    )
+    kv_write_hits: int | None = knob(
+        None,
+        "copy a page to the tiers below once it was hit this often (0: as soon as it is full);"
+        " None: when the device has no room for it",
+        low=0,
+    )
+    kv_flush_s: float = knob(
+        5.0,
+        "how long a clean end may write pages that only host memory has to the tier below (0: no"
+        " time)",
+        low=0,
+        high=3600,
+    )
+    kv_load: str = knob(
+        "auto",
+        "auto: load pages from a tier where that is measured to be faster than computing them;"
+        " always: wherever they are",
+        choices=("auto", "always"),
+    )
+
+    @property
+    def has_tiers(self) -> bool:
+        """True if there is a tier below the device."""
+        chosen = self.kv_host_bytes > 0, self.kv_disk_path, self.kv_remote_url
+        return any(chosen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +165,9 @@ class RunnerConfig:
     platform: str | None = knob(
         None, "cpu or cuda; None: the first device that jax has", choices=(None, "cpu", "cuda")
     )
+    tensor_parallel_size: int = knob(
+        1, "devices of this process that share the model, its heads and its widths", low=1, high=64
+    )
     compile_cache: str | None = knob(
         None, "folder of compiled programs; '': none; None: ~/.cache/rtp_jax/programs"
     )
@@ -140,6 +181,56 @@ class RunnerConfig:
     )
     dump_failed: str | None = knob(
         None, "folder for a record of each request that fails by our fault: ids, options, versions"
+    )
+
+
+ROLES = ("both", "prefill", "decode")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferConfig:
+    """What an engine computes for others, and whom it asks."""
+
+    role: str | None = knob(
+        None,
+        "prefill: compute KV pages for other workers, and generate nothing; decode: generate, with"
+        " pages of others where a request names them; both: all of it; None: pages stay here",
+        choices=(None, *ROLES),
+    )
+    transfer_lease_s: float = knob(
+        10.0, "how long pages are held for a worker that does not ask for them", low=0.01, high=3600
+    )
+    transfer_bytes: int = knob(
+        1 << 30,
+        "bytes of pages that are held for other workers, and as many on their way from them",
+        low=1,
+    )
+    transfer_min_tokens: int | None = knob(
+        None,
+        "prompt tokens that are worth asking another worker; None: as many as are computed here in"
+        " the time that asking takes, both measured",
+        low=0,
+    )
+    transfer_peers: str | None = knob(
+        None,
+        "prefill workers that requests may name: HOST or HOST:PORT, separated by commas, or *;"
+        " None: those on this machine",
+    )
+    transfer_token_file: str | None = knob(
+        None, "file whose first line is the bearer token for other workers"
+    )
+    transfer_tls_ca: str | None = knob(
+        None, "PEM file of the CA that signed other workers' certificates; None: no TLS"
+    )
+    kv_transport: str = knob(
+        "grpc",
+        "how bytes of pages travel: in grpc's messages, or by jax's transfer server, unencrypted",
+        choices=("grpc", "jax"),
+    )
+    kv_transport_host: str = knob("127.0.0.1", "where jax's transfer server listens, by number")
+    kv_transport_bytes: int = knob(256 << 20, "bytes that may wait to be fetched from it", low=1)
+    kv_transport_stuck: int = knob(
+        4, "pulls that may be stuck before the worker drains and ends", low=1
     )
 
 
@@ -182,6 +273,7 @@ class EngineConfig:
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     runner: RunnerConfig = RunnerConfig()
+    transfer: TransferConfig = TransferConfig()
 
     @classmethod
     def from_options(cls, **options: object) -> "EngineConfig":

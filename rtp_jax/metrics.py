@@ -20,7 +20,7 @@ Read next: `serving/metrics_endpoint.py`.
 import bisect
 import collections
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -56,6 +56,19 @@ COUNTERS = (
     ("program_cache_hits",        False, "Programs loaded from the compile cache"),
     ("requests_refused",          False, "Requests refused at admission"),
     ("request_faults",            False, "Requests ended by a fault of ours"),
+    ("peer_pulls",                False, "Prompts for whose pages other workers were asked"),
+    ("peer_pulls_short",          False, "Of these, those for which not all pages came"),
+    ("peer_pages",                False, "Pages that came from other workers"),
+    ("peer_bytes",                False, "Bytes of these pages"),
+    ("peer_pages_corrupt",        False, "Pages from other workers that were damaged"),
+    ("offers_opened",             False, "Prompts that were prefilled for other workers"),
+    ("offers_expired",            False, "Of these, those whose lease or deadline passed"),
+    ("offered_pages",             False, "Pages that were published for other workers"),
+    ("direct_pages",              False, "Pages that came over the direct transport"),
+    ("direct_failed",             False, "Direct pulls that did not come, or not in time"),
+    ("direct_given",              False, "Arrays of pages given to the direct transport"),
+    ("direct_unfetched",          False, "Of these, those that nobody fetched in time"),
+    ("direct_refused",            False, "Arrays for which the direct transport had no room"),
 )
 GAUGES = (
     ("num_requests_running",      True,  "Sequences in the running batch"),
@@ -64,6 +77,11 @@ GAUGES = (
     ("num_pages",                 False, "KV pages, the null page not counted"),
     ("num_free_pages",            False, "KV pages that nobody uses"),
     ("num_cached_pages",          False, "KV pages that only the prefix cache remembers"),
+    ("num_parked",                False, "Sequences that wait for pages of a tier below"),
+    ("kv_staging_bytes",          False, "Bytes of pages on their way between tiers"),
+    ("direct_waiting_bytes",      False, "Bytes that wait to be fetched directly"),
+    ("direct_stuck",              False, "Direct pulls that cannot be ended"),
+    ("direct_stuck_bytes",        False, "Bytes that these may hold"),
     ("ready",                     False, "1 once the engine has warmed up"),
 )
 HISTOGRAMS = (
@@ -81,6 +99,16 @@ HISTOGRAMS = (
     ("iteration_tokens_total",        True,  TOKENS,  "Tokens of a step"),
 )
 # fmt: on
+TIER_FIGURES = {  # of a tier of KV below the device
+    "records": "Pages that it holds",
+    "bytes": "Bytes of the pages that it holds",
+    "pages_read": "Pages read from it",
+    "pages_written": "Pages written to it",
+    "pages_dropped": "Pages not written because too much was on its way",
+    "pages_corrupt": "Pages that were damaged, and computed instead",
+    "reads_short": "Reads that ended before what was expected",
+    "declined": "Runs of pages that were computed because that was cheaper",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +179,16 @@ class Metrics:
         self.compiles = self.compile_after_ready = self.program_cache_hits = 0
         self.compile_seconds = 0.0
         self.requests_refused = self.request_faults = 0
+        self.peer_pulls = self.peer_pulls_short = self.peer_pages = self.peer_bytes = 0
+        self.peer_pages_corrupt = 0
+        self.offers_opened = self.offers_expired = self.offered_pages = 0
+        self.direct_pages = self.direct_failed = self.direct_given = self.direct_unfetched = 0
+        self.direct_refused = 0
+        self.direct_waiting_bytes = self.direct_stuck = self.direct_stuck_bytes = 0
         self.num_requests_running = self.num_requests_waiting = 0
         self.num_pages = self.num_free_pages = self.num_cached_pages = 0
         self.kv_cache_usage_perc = 0.0
+        self.num_parked = self.kv_staging_bytes = 0
         self.cache_config: Mapping[str, str] = {}  # labels of `cache_config_info`
         self.request_success: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.rpcs: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -162,6 +197,11 @@ class Metrics:
         self._committed_s = time.monotonic()
         self._gaps = self.histograms["inter_token_latency_seconds"]
         self._sizes = self.histograms["iteration_tokens_total"]
+        # By tier of KV below the device, read when somebody scrapes; None: there is none.
+        self.kv_tiers: Callable[[], Mapping[str, Mapping[str, float]]] | None = None
+        # Called when somebody scrapes, to bring numbers here that change without a step.
+        self.refresh: Callable[[], None] | None = None
+        self.tier_hits: Mapping[str, int] = {}  # prompt tokens found, by tier
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(_Collector(self))
 
@@ -244,6 +284,8 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every series, under our names and, where dashboards know them, vLLM's."""
+        if self.metrics.refresh is not None:
+            self.metrics.refresh()
         for prefix in (OWN, VLLM) if self.metrics.vllm_names else (OWN,):
             yield from self._numbers(prefix)
             yield from self._histograms(prefix)
@@ -291,8 +333,27 @@ class _Collector:
         config.add_metric([model_name, *self.metrics.cache_config.values()], 1.0)
         yield config
         if prefix == OWN:
+            yield from self._tiers()
             labels = ["model_name", "method", "code"]
             rpcs = CounterMetricFamily(OWN + "rpcs", "Answers of the doors", labels=labels)
             for (method, code), count in list(self.metrics.rpcs.items()):
                 rpcs.add_metric([model_name, method, code], float(count))
             yield rpcs
+
+    def _tiers(self) -> Iterator[Metric]:
+        """Count what each tier of KV gave and holds; names end in what they are."""
+        labels, name = ["model_name", "tier"], self.metrics.model_name
+        hits = CounterMetricFamily(
+            OWN + "kv_tier_hit_tokens", "Prompt tokens found, by tier", labels=labels
+        )
+        for tier, count in self.metrics.tier_hits.items():
+            hits.add_metric([name, tier], float(count))
+        yield hits
+        counts = {} if self.metrics.kv_tiers is None else self.metrics.kv_tiers()
+        for what in TIER_FIGURES:
+            gauge = what in ("records", "bytes")
+            family = GaugeMetricFamily if gauge else CounterMetricFamily
+            metric = family(OWN + f"kv_tier_{what}", TIER_FIGURES[what], labels=labels)
+            for tier, figures in counts.items():
+                metric.add_metric([name, tier], float(figures[what]))
+            yield metric

@@ -54,6 +54,8 @@ class RequestOutput:
     finished: bool
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # first position: None
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    # The same by the tier that held them: device, host, disk, remote, peer; without zeros.
+    cached_tokens: dict[str, int] = field(default_factory=dict)
     num_preemptions: int = 0
     timing: Timing = field(default_factory=Timing)
     error: RtpError | None = None

@@ -6,12 +6,46 @@ Read next: `scheduler/scheduler.py`, which makes plans, and `runner/batch.py`, w
 """
 
 import enum
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from rtp_jax.errors import RtpError
 from rtp_jax.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Where the full pages of a prompt go; a request that has one ends without a token.
+
+    The sink is called with the number of a page and its `PageRecord`, or None if it was lost; on
+    the thread that waits for copies, which it must not hold up.  The last pages may come after the
+    end of the request.  The page of the last token is not among them.
+    """
+
+    first_page: int  # pages before it are not wanted
+    sink: Callable[[int, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """KV tiers that a request may read, and that its own pages may be written to."""
+
+    device: bool = True  # False: its pages are not kept when it ends, so no tier gets them
+    host: bool = True
+    disk: bool = True
+    remote: bool = True
+
+    def allows(self, tier: str) -> bool:
+        """Say whether a tier may be used; a peer always may, since the request names it."""
+        chosen = {"device": self.device, "host": self.host}
+        return (chosen | {"disk": self.disk, "remote": self.remote}).get(tier, True)
+
+
+TIERS = tuple(tier.name for tier in fields(Reuse))
+EVERY_TIER = Reuse()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +66,11 @@ class Request:
     deadline_s: float | None = None  # time.monotonic(); absolute
     cache_salt: str = ""  # part of the identity of its pages
     reuse_prefix: bool = True  # False: compute all of the prompt (prompt_logprobs needs it)
+    reuse: Reuse = EVERY_TIER
+    prefill_at: tuple[str, ...] = ()  # workers that may compute pages of the prompt, best first
+    publication: Publication | None = None  # not None: compute pages for others, sample nothing
+    resumed: tuple[tuple[int, ...], ...] = ()  # output that each completion has; (): none has any
+    ended: tuple["Ended", ...] = ()  # completions whose output was whole already
 
 
 class Phase(enum.Enum):
@@ -49,6 +88,15 @@ class FinishReason(enum.StrEnum):
     LENGTH = "length"  # max_tokens, or the context is full
     ABORT = "abort"  # cancelled, or the deadline passed
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a completion that is resumed had ended before."""
+
+    index: int
+    reason: FinishReason
+    stop_reason: int | str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +120,7 @@ class Sequence:
     num_computed: int = 0
     num_in_flight: int = 0
     num_cached: int = 0  # prompt tokens found in the prefix cache at first admission
+    cached_tokens: dict[str, int] = field(default_factory=dict)  # the same by tier, without zeros
     num_preemptions: int = 0
     num_prompt_logprobs: int = 0  # prompt positions already reported
     admitted_s: float | None = None
@@ -175,6 +224,7 @@ class TokenOutput:
     stop_reason: int | str | None = None  # the stop token id or string; None for eos and others
     error: RtpError | None = None
     num_cached_tokens: int = 0
+    cached_tokens: dict[str, int] = field(default_factory=dict)  # by tier
     num_preemptions: int = 0
     admitted_s: float | None = None
     request: Request | None = None  # whose output it is, because an id may be used again

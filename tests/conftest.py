@@ -6,6 +6,7 @@ which were slow, and which capabilities they showed; `tools/capability_table.py`
 
 import collections
 import datetime
+import gc
 import json
 import os
 import platform
@@ -45,6 +46,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Record the run if somebody asked for it."""
     if config.getoption("--results"):
         config.pluginmanager.register(Record(config), "results")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected, which is much and stays, out of garbage collections.
+
+    Otherwise each of the large ones takes a second or two, wherever it falls.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Record:

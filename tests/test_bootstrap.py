@@ -93,4 +93,4 @@ def test_there_is_one_file_for_each_python():
 
 
 def test_there_are_few_base_dependencies():
-    assert len(PROJECT["dependencies"]) <= 15
+    assert len(PROJECT["dependencies"]) <= 16

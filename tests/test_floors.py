@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"errors", "late_imports"},
+    {"errors", "late_imports", "environment"},
     {"sampling_params"},  # plain data too, but what a request is made of
-    {"config", "request", "outputs", "metrics", "wire"},
+    {"config", "request", "outputs", "metrics", "page_record", "wire"},
     {"parallel", "quant"},
     {"kernels", "weights", "transfer"},
     {"layers"},
@@ -27,8 +27,9 @@ FLOORS = [
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Rooms that must work where jax is not even installed: they reach it through nobody.
 PLAIN = {"errors", "late_imports", "sampling_params", "config", "request", "outputs", "metrics"}
+PLAIN |= {"environment", "page_record", "transfer"}
 PLAIN |= {"wire", "cache", "constraints", "text", "scheduler", "delivery", "router", "benchmark"}
-PLAIN |= {"runner.memory_plan"}
+PLAIN |= {"runner.memory_plan", "runner.workspace"}
 # These two meet jax only through the runner that they build or are handed.
 HOST_ONLY = PLAIN | {"engine", "serving"}
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "tokamax", "jax_triton"}

@@ -5,6 +5,7 @@ breaks it, `FINE` on one that only looks as if.  Which room may import which is 
 """
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ UNSAFE_CALLS = {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load
 # What an extra installs is imported where it is used, because it may be absent.
 EXTRAS = {"jax_triton", "triton", "tokamax", "aiohttp", "llguidance", "PIL", "ray", "redis"}
 EXTRAS |= {"smg_grpc_proto", "tritonclient", "matplotlib"}
+# Settings are read in the first; the other is about processes that we start and libraries.
+ENVIRONMENT_HOMES = {"rtp_jax/config.py", "rtp_jax/environment.py"}
 ENVIRONMENT = {"os.environ", "os.getenv", "os.putenv", "os.environb"}
 CATCH_ALL = {
     "rtp_jax/delivery/delivery.py",  # the wall around one request
@@ -32,28 +35,34 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 400, 60, 120
 
 @dataclass(frozen=True)
 class Source:
-    """One file: where it is in the house, its text and its syntax."""
+    """One file: where it is in the house, its text and its syntax, which is read once."""
 
     path: str
     text: str
 
-    @property
+    @functools.cached_property
     def tree(self) -> ast.Module:
         """Parse the file."""
         return ast.parse(self.text, self.path)
 
-    def nodes(self, *kinds: type[ast.AST]) -> Iterator:
-        """List all nodes of some kinds, wherever in the file."""
-        return (node for node in ast.walk(self.tree) if isinstance(node, kinds))
+    @functools.cached_property
+    def all_nodes(self) -> list[ast.AST]:
+        """List every node, wherever in the file."""
+        return list(ast.walk(self.tree))
 
-    def uses(self) -> Iterator[tuple[int, str]]:
+    def nodes(self, *kinds: type[ast.AST]) -> Iterator:
+        """Go through all nodes of some kinds."""
+        return (node for node in self.all_nodes if isinstance(node, kinds))
+
+    @functools.cached_property
+    def uses(self) -> list[tuple[int, str]]:
         """List the line and dotted name of every name that is read, imported ones included."""
-        for node in self.nodes(ast.Attribute, ast.Name):
-            yield node.lineno, ast.unparse(node)
+        found = [(node.lineno, ast.unparse(node)) for node in self.nodes(ast.Attribute, ast.Name)]
         for node in self.nodes(ast.ImportFrom):
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
         for node in self.nodes(ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
+        return found
 
 
 Rule = Callable[[Source], Iterator[str]]
@@ -111,23 +120,22 @@ def late_imports(source: Source) -> Iterator[str]:
     # The front door shows `Engine` to clients that have no jax; the other one is read by name.
     if source.path in {"rtp_jax/__init__.py", "rtp_jax/late_imports.py"}:
         return
-    tree = source.tree
-    top = {id(node) for node in tree.body}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in top:
+    top = {id(node) for node in source.tree.body}
+    for node in source.nodes(ast.Import, ast.ImportFrom):
+        if id(node) in top:
             continue
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
         if in_product(source) and not all((name or "").split(".")[0] in EXTRAS for name in names):
             yield f"{node.lineno}: {ast.unparse(node)} is not at the top"
-    for line, name in source.uses():
+    for line, name in source.uses:
         if in_product(source) and name in {"importlib.import_module", "__import__"}:
             yield f"{line}: {name}"
 
 
 def environment_readers(source: Source) -> Iterator[str]:
     """Settings come in through `config.py` alone."""
-    if in_product(source) and source.path != "rtp_jax/config.py":
-        for line, name in source.uses():
+    if in_product(source) and source.path not in ENVIRONMENT_HOMES:
+        for line, name in source.uses:
             if name in ENVIRONMENT:
                 yield f"{line}: reads {name}"
 
@@ -136,7 +144,7 @@ def stray_jits(source: Source) -> Iterator[str]:
     """Programs are compiled where device state lives, and never by `nnx.jit`."""
     home = source.path.startswith("rtp_jax/runner/")
     home |= source.path == "rtp_jax/multimodal/encoder.py"
-    for line, name in source.uses():
+    for line, name in source.uses:
         if source.path.startswith("rtp_jax/") and (
             (name in {"jax.jit", "jax.pmap"} and not home) or name in {"nnx.jit", "flax.nnx.jit"}
         ):
@@ -146,7 +154,7 @@ def stray_jits(source: Source) -> Iterator[str]:
 def guessed_platforms(source: Source) -> Iterator[str]:
     """The platform is an argument: programs for a GPU are compiled where there is none."""
     chosen = source.path == "rtp_jax/runner/device.py"  # once, at the start
-    for line, name in source.uses():
+    for line, name in source.uses:
         if in_product(source) and name == "jax.default_backend" and not chosen:
             yield f"{line}: {name}"
 
@@ -188,6 +196,7 @@ def in_product(source: Source) -> bool:
     return source.path.startswith(PRODUCT)
 
 
+@functools.cache
 def sources(root: Path) -> list[Source]:
     """Read every Python file of the house, but for generated stubs."""
     files = [file for folder in FOLDERS for file in sorted((root / folder).rglob("*.py"))]

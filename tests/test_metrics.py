@@ -122,3 +122,9 @@ def test_counting_a_step_takes_microseconds():
         metrics.on_step(STEP)
         metrics.set_loads(num_running=12, num_waiting=3, num_pages=100, num_free_pages=30)
     assert (time.thread_time() - began) / 1000 < 50e-6
+
+
+def test_what_changes_without_a_step_is_brought_when_somebody_scrapes():
+    metrics = Metrics(model_name="m")
+    metrics.refresh = lambda: setattr(metrics, "direct_waiting_bytes", 77)
+    assert samples(metrics)["rtp_jax:direct_waiting_bytes",] == 77

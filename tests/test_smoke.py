@@ -21,6 +21,7 @@ MODULES = [
 FOR_MOSAIC_GPU = {  # read late, by GPU kernels that have an obstacle elsewhere
     "rtp_jax.kernels.paged_attention.mosaic_gpu_walk",
     "rtp_jax.kernels.quantized_matmul.mosaic_stream",
+    "rtp_jax.kernels.quantized_matmul.mosaic_sums",
 }
 
 

@@ -32,6 +32,20 @@ CONFIG = {
     "bos_token_id": None,
     "eos_token_id": 1,
 }
+# Of a model that nobody runs: enough to plan, describe or refuse one.
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
 SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
 TOKENIZER_SIZE = 440  # so that 72 ids of the model's vocabulary are padding
 CHAT_TEMPLATE = (
@@ -47,15 +61,19 @@ Nothing flows back except through commit, and nobody waits for a slow reader of 
 """
 
 
-def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
-    """Write config, weights and tokenizer of the tiny model into a folder, and return it."""
+def write_tiny_model(folder: Path, *, seed: int = 0, **sizes: int) -> Path:
+    """Write config, weights and tokenizer of the tiny model into a folder, and return it.
+
+    `sizes` are values of its `config.json` that shall be others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights(np.random.default_rng(seed)), folder / "model.safetensors")
+    config = CONFIG | sizes
+    save_file(weights(np.random.default_rng(seed), config), folder / "model.safetensors")
     tokenizer().save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None}
     settings |= {"tokenizer_class": "Qwen2Tokenizer", "chat_template": CHAT_TEMPLATE}
     for name, content in {
-        "config.json": CONFIG,
+        "config.json": config,
         "generation_config.json": {"eos_token_id": [1], "pad_token_id": 0},
         "tokenizer_config.json": settings,
     }.items():
@@ -63,12 +81,12 @@ def write_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def weights(rng: np.random.Generator, config: dict = CONFIG) -> dict[str, np.ndarray]:
     """Draw every tensor of the checkpoint, under its Hugging Face name."""
-    hidden, mlp, size = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["head_dim"]
-    query, shared = CONFIG["num_attention_heads"] * size, CONFIG["num_key_value_heads"] * size
-    shapes = {"model.embed_tokens.weight": (CONFIG["vocab_size"], hidden)}
-    for layer in range(CONFIG["num_hidden_layers"]):
+    hidden, mlp, size = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, shared = config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
         inside = {
             "input_layernorm.weight": (hidden,),
             "self_attn.q_proj.weight": (query, hidden),
@@ -83,7 +101,7 @@ def weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
             "mlp.down_proj.weight": (hidden, mlp),
         }
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in inside.items()}
-    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (CONFIG["vocab_size"], hidden)}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (config["vocab_size"], hidden)}
     return {name: draw(rng, name, shape) for name, shape in shapes.items()}
 
 

@@ -14,6 +14,7 @@ def run(results: Results, *, dry: bool, only: str) -> None:
     found = attention_rows.rows(scale, limits) + matmul_rows.rows(scale, limits)
     found.sort(key=lambda row: not row.name.startswith("check/"))  # what is wrong is known first
     results.run([row for row in found if only in row.name])
+    results.add("over_bfloat16", matmul_rows.over_bfloat16(results.content["rows"]))
 
 
 def run_tuning(results: Results, *, dry: bool, only: str, out: Path) -> None:

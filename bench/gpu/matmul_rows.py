@@ -1,6 +1,7 @@
 """Products with weights alone: every scheme and kernel against the reference, the floor and cuBLAS.
 
-With few tokens the floor is the bytes of the weight, with many its flops.  Read `timing.py` first.
+With few tokens the floor is the bytes of the weight, with many its flops: twice as many in a second
+where both operands have 8 bits.  Read `timing.py` first.
 """
 
 import functools
@@ -26,7 +27,8 @@ from rtp_jax.errors import KernelError
 from rtp_jax.kernels.quantized_matmul import KERNELS, quantized_matmul, reference
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray, plain
-from rtp_jax.quant.schemes import SCHEMES, num_groups, values_dtype, values_shape
+from rtp_jax.quant.schemes import Scheme, num_groups, values_dtype, values_shape
+from tools.every_scheme import EVERY_SCHEME, SMALL_GROUPS
 
 # Sums of thousands of products in float32, in another order, of numbers of about unit size.
 TOLERANCE = 2e-2
@@ -37,6 +39,7 @@ WEIGHTS = {  # outer, inner: the products of Llama-3.1-8B and the narrow ones of
     "gate 0.6b": (3072, 1024),
 }
 TOKENS = (8, 64, 512, 2048)
+PLAIN_KERNEL = "cublas"
 
 
 class Product(NamedTuple):
@@ -45,16 +48,27 @@ class Product(NamedTuple):
     tokens: int
     outer: int
     inner: int
-    scheme: str  # "bfloat16" or a name of `SCHEMES`
+    scheme: str  # "bfloat16" or a name of `EVERY_SCHEME`
+
+    @property
+    def encoding(self) -> Scheme | None:
+        """The scheme; None: numbers as they are."""
+        return EVERY_SCHEME.get(self.scheme)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether both operands have 8 bits, which a GPU multiplies faster."""
+        return self.encoding is not None and self.encoding.dynamic
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the values and the scales of the weight."""
-        if self.scheme == "bfloat16":
+        """Bytes of the values, the scales and the zero points of the weight."""
+        scheme = self.encoding
+        if scheme is None:
             return self.outer * self.inner * 2
-        scheme = SCHEMES[self.scheme]
-        scales = self.outer * num_groups(scheme, self.inner) * 4
-        return self.outer * self.inner * scheme.bits // 8 + scales
+        of_group = 5 if scheme.zeros else 4
+        groups = self.outer * num_groups(scheme, self.inner)
+        return self.outer * self.inner * scheme.bits // 8 + groups * of_group
 
     @property
     def num_bytes(self) -> int:
@@ -71,19 +85,20 @@ def weight_of(product: Product, layers: int, scale: Scale) -> QuantizedArray:
     """Draw a weight in its scheme."""
     draw = functools.partial(random_array, device=scale.device)
     outer, inner = product.outer, product.inner
-    if product.scheme == "bfloat16":
+    scheme = product.encoding
+    if scheme is None:
         return plain(draw(0, (layers, outer, inner), dtype=jnp.bfloat16))
-    scheme = SCHEMES[product.scheme]
     shape = (layers, *values_shape(scheme, outer, inner))
     values = draw(0, shape, dtype=values_dtype(scheme))
     groups = (layers, outer, num_groups(scheme, inner))
     scales = jnp.abs(draw(1, groups, dtype=jnp.float32)) / (8 if scheme.bits == 4 else 127)
-    return QuantizedArray(values, scales, scheme, ROWS, outer, inner)
+    zeros = draw(3, groups, dtype=jnp.uint8) & 15 if scheme.zeros else None
+    return QuantizedArray(values, scales, scheme, ROWS, outer, inner, zeros)
 
 
 def call(name: str, scale: Scale, x, weight: QuantizedArray, layer) -> jax.Array:
     """Run one implementation; on a CPU a kernel for GPUs is simulated, races included."""
-    if name == "cublas":
+    if name == PLAIN_KERNEL:
         contract = (((1,), (1,)), ((), ()))
         rows = weight.values[layer]
         return jax.lax.dot_general(x, rows, contract, preferred_element_type=jnp.float32)
@@ -118,7 +133,8 @@ def checked(name: str, product: Product, scale: Scale) -> Mapping[str, Any]:
 
 def timed(name: str, product: Product, scale: Scale, limits: Limits) -> Mapping[str, Any]:
     """Time one implementation, over as many matrices as outlast the caches."""
-    floor_s, _ = limits.floor(num_bytes=product.num_bytes, flops=product.flops)
+    needed = {"num_bytes": product.num_bytes, "flops": product.flops, "narrow": product.is_narrow}
+    floor_s, _ = limits.floor(**needed)
     repeats = 1 if is_simulated(name, scale) else repeats_for(floor_s, dry=scale.dry)
     layers = scale.pick(int(np.clip(-(-COLD_BYTES // product.weight_bytes), 1, 64)), 2)
     x = random_array(2, (product.tokens, product.inner), jnp.bfloat16, scale.device)
@@ -138,7 +154,7 @@ def timed(name: str, product: Product, scale: Scale, limits: Limits) -> Mapping[
 
     program = jax.jit(rounds)
     found = median_s(lambda: program(x, weight), repeats=repeats)
-    return against_floor(found, limits, num_bytes=product.num_bytes, flops=product.flops)
+    return against_floor(found, limits, **needed)
 
 
 def gpu_kernels() -> list[str]:
@@ -149,19 +165,31 @@ def gpu_kernels() -> list[str]:
 def rows(scale: Scale, limits: Limits) -> list[Row]:
     """List the checks, then the timings."""
     found = []
-    schemes = ["bfloat16", *SCHEMES]
+    schemes = ["bfloat16", *EVERY_SCHEME]
     for scheme in schemes:
         product = Product(scale.pick(96, 8), scale.pick(1024, 128), scale.pick(2048, 256), scheme)
         for kernel in gpu_kernels():
             run = functools.partial(checked, kernel, product, scale)
             found.append(Row(f"check/matmul/{scheme}/{kernel}", run))
     weights = scale.pick(WEIGHTS, {"small": (128, 256)})
+    first = dict(list(weights.items())[:1])
     for scheme in schemes:
-        names = ["cublas"] if scheme == "bfloat16" else gpu_kernels()
-        for name, (outer, inner) in weights.items():
+        names = [PLAIN_KERNEL] if scheme == "bfloat16" else gpu_kernels()
+        for name, (outer, inner) in (first if scheme in SMALL_GROUPS else weights).items():
             for tokens in scale.pick(TOKENS, (8,)):
                 product = Product(tokens, outer, inner, scheme)
                 for kernel in names:
                     run = functools.partial(timed, kernel, product, scale, limits)
                     found.append(Row(f"matmul/{scheme}/{name} x {tokens}/{kernel}", run))
+    return found
+
+
+def over_bfloat16(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Say for each product that was timed how many times faster it is than cuBLAS in bfloat16."""
+    found = {}
+    for name, row in rows.items():
+        kind, scheme, product, *_ = [*name.split("/"), "", ""]
+        plain_row = rows.get(f"matmul/bfloat16/{product}/{PLAIN_KERNEL}", {})
+        if kind == "matmul" and scheme != "bfloat16" and "milliseconds" in row.keys() & plain_row:
+            found[name] = plain_row["milliseconds"] / row["milliseconds"]
     return found

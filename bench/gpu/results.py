@@ -24,7 +24,8 @@ PACKAGES = (
     "transformers",
     "tokamax",
 )
-COLUMNS = ("status", "milliseconds", "share_of_floor", "bound", "rate", "error_of_check", "note")
+COLUMNS = ("status", "milliseconds", "share_of_floor", "bound", "over_bfloat16", "rate")
+COLUMNS += ("error_of_check", "note")
 FINAL = {"ok", "wrong", "skipped"}  # rows that are not tried again
 
 
@@ -57,6 +58,12 @@ class Results:
     def describe(self, **facts: Any) -> None:
         """Write down what is true of all rows: the device, its limits."""
         self.content["facts"].update(facts)
+        self._write()
+
+    def add(self, column: str, values: Mapping[str, Any]) -> None:
+        """Write what follows from several rows beside each of them."""
+        for name, value in values.items():
+            self.content["rows"][name][column] = value
         self._write()
 
     def run(self, rows: list[Row]) -> None:

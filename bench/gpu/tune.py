@@ -26,7 +26,7 @@ from rtp_jax.kernels.quantized_matmul.mosaic_plan import Tiling, candidates, def
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.kernels.tuned import DEVICE, key_of
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
-from rtp_jax.quant.schemes import SCHEMES
+from tools.every_scheme import EVERY_SCHEME
 
 TOKENS = (8, 16, 32, 64, 256, 512)
 WORTH = 1.03
@@ -40,7 +40,7 @@ def rows(scale: Scale, limits: Limits) -> list[Row]:
         (name, Product(count, outer, inner, scheme))
         for name, (outer, inner) in weights.items()
         for count in tokens
-        for scheme in SCHEMES
+        for scheme in EVERY_SCHEME
     ]
     return [
         Row(
@@ -53,7 +53,7 @@ def rows(scale: Scale, limits: Limits) -> list[Row]:
 
 def best(product: Product, scale: Scale, limits: Limits) -> Mapping[str, Any]:
     """Compile all candidates together, then time one after another."""
-    scheme = SCHEMES[product.scheme]
+    scheme = EVERY_SCHEME[product.scheme]
     sizes = {"tokens": product.tokens, "outer": product.outer, "inner": product.inner}
     call = MatmulShape(
         platform="cuda", dtype=jnp.dtype(jnp.bfloat16), scheme=scheme, layout=ROWS, **sizes
@@ -66,7 +66,9 @@ def best(product: Product, scale: Scale, limits: Limits) -> Mapping[str, Any]:
     layers = scale.pick(max(1, min(64, -(-COLD_BYTES // product.weight_bytes))), 2)
     x = random_array(2, (product.tokens, product.inner), jnp.bfloat16, scale.device)
     weight = weight_of(product, layers, scale)
-    floor_s, _ = limits.floor(num_bytes=product.num_bytes, flops=product.flops)
+    floor_s, _ = limits.floor(
+        num_bytes=product.num_bytes, flops=product.flops, narrow=product.is_narrow
+    )
     repeats = repeats_for(floor_s, dry=scale.dry) if not scale.dry else 1
 
     def prepare(tiling: Tiling) -> jax.stages.Compiled:
@@ -83,7 +85,7 @@ def best(product: Product, scale: Scale, limits: Limits) -> Mapping[str, Any]:
     return {
         "milliseconds": timed[winner],
         "default_milliseconds": timed[default],
-        "key": key_of(scheme=scheme.name, **sizes),
+        "key": key_of(scheme=scheme.name, group=scheme.group, **sizes),
         "tiling": list(winner),
         "note": f"{len(found)} candidates; {timed[default] / timed[winner]:.3f}x of the default",
     }

@@ -1,6 +1,6 @@
 """How fast are products with packed weights, and how far from what this machine can do?
 
-    python -m bench.kernels.native_matmul [--rows 1,16,512] [--schemes bfloat16,int8] [--xla]
+    python -m bench.kernels.native_matmul [--rows 1,16,512] [--schemes bfloat16,fp8_block] [--xla]
 
 Weights of a shape are a stack of more than `STACK_BYTES`, walked layer by layer in one program, so
 that every layer comes from memory and not from a cache.  Shares are of the larger of two times:
@@ -24,12 +24,23 @@ from rtp_jax.config import native_cache
 from rtp_jax.kernels.linear import linear
 from rtp_jax.kernels.native import library, packing
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray
-from rtp_jax.quant.schemes import PLAIN, SCHEMES, Scheme, num_groups, values_dtype, values_shape
+from rtp_jax.quant.schemes import (
+    FROM_CHECKPOINTS,
+    PLAIN,
+    SCHEMES,
+    Scheme,
+    num_groups,
+    values_dtype,
+    values_shape,
+)
 
 STACK_BYTES = 600 << 20
 PASSES = 5
 MAX_OPERATIONS = 1e12  # of a pass: fewer layers where rows are many
 NUMBERS = jnp.dtype(jnp.bfloat16)
+BY_NAME = {"bfloat16": PLAIN, **SCHEMES, **FROM_CHECKPOINTS}
+BY_NAME |= {f"int4_{group}": SCHEMES["int4"]._replace(group=group) for group in (64, 32)}
+WHOLE = ("int8_dynamic", "int4", "int4_zeros", "int4_64", "int4_32")  # multiplied as integers
 
 
 class Shape(NamedTuple):
@@ -141,8 +152,7 @@ def rows_of_table(arguments: argparse.Namespace, found: dict[str, float]) -> Ite
     threads = max(int(name.rsplit("_", 1)[1]) for name in found)
     bandwidth = found[f"read_gb_s_{threads}"] * 1e9
     for name in arguments.schemes.split(","):
-        scheme = SCHEMES.get(name, PLAIN)
-        whole = name in ("int8_dynamic", "int4")
+        scheme, whole = BY_NAME[name], name in WHOLE
         rate = found[f"{'int8_gops' if whole else 'bf16_gflops'}_{threads}"] * 1e9
         for shape in SHAPES:
             if arguments.shapes not in shape.name:
@@ -189,7 +199,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="1,16,512")
-    parser.add_argument("--schemes", default="bfloat16,int8,int8_dynamic,int4")
+    parser.add_argument("--schemes", default="bfloat16,int8,int8_dynamic,int4,fp8")
     parser.add_argument("--shapes", default="", help="only shapes whose name has this")
     parser.add_argument("--level", default="auto")
     parser.add_argument("--xla", action="store_true", help="beside what plain XLA does")

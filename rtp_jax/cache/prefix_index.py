@@ -9,7 +9,9 @@ The index does not know who uses a page; when pages are evicted is decided by `p
 
 from dataclasses import dataclass
 
+from rtp_jax.cache.page_events import PageEvents, Tier
 from rtp_jax.cache.page_identity import PageChain
+from rtp_jax.request import EVERY_TIER, Reuse
 
 
 @dataclass(slots=True, eq=False)
@@ -20,14 +22,18 @@ class IndexedPage:
     parent: bytes  # key of the page before, or the root
     packed: bytes  # token ids
     page: int
+    reuse: Reuse = EVERY_TIER  # tiers that it may be copied to
+    num_hits: int = 0
 
 
 class PrefixIndex:
     """Finds pages by their identity; parents always come before their children in its tables."""
 
-    def __init__(self):
+    def __init__(self, events: PageEvents | None = None):
         self._by_key: dict[bytes, IndexedPage] = {}
         self._by_page: dict[int, IndexedPage] = {}
+        self._events = events or PageEvents()  # told of what can be found, for routers
+        self._events.holds(Tier.DEVICE, self._keys)
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -47,7 +53,13 @@ class PrefixIndex:
             pages.append(found.page)
         return pages
 
-    def insert(self, chain: PageChain, at: int, pages: list[int]) -> bool:
+    def entry(self, page: int) -> IndexedPage:
+        """Return what is known of an indexed page."""
+        return self._by_page[page]
+
+    def insert(
+        self, chain: PageChain, at: int, pages: list[int], reuse: Reuse = EVERY_TIER
+    ) -> bool:
         """Index page `at` of a sequence; False: it cannot be, nor can any page behind it.
 
         Either an equal page is indexed already (two sequences computed the same at the same
@@ -63,13 +75,17 @@ class PrefixIndex:
             return False
         page = pages[at]
         assert page not in self._by_page, f"page {page} is indexed under another identity"
-        self._by_key[key] = self._by_page[page] = IndexedPage(key, parent, chain.packed[at], page)
+        entry = IndexedPage(key, parent, chain.packed[at], page, reuse)
+        self._by_key[key] = self._by_page[page] = entry
+        self._events.inserted(Tier.DEVICE, key)
         return True
 
-    def evict(self, page: int) -> None:
-        """Forget a page that is somebody else's from now on."""
+    def evict(self, page: int) -> IndexedPage:
+        """Forget a page that is somebody else's from now on; return what it was."""
         entry = self._by_page.pop(page)
         del self._by_key[entry.key]
+        self._events.evicted(Tier.DEVICE, entry.key)
+        return entry
 
     def forget(self, chain: PageChain) -> list[int]:
         """Forget a chain and all that branches off; return the pages.  Reads the whole index."""
@@ -87,7 +103,12 @@ class PrefixIndex:
         pages = list(self._by_page)
         self._by_key.clear()
         self._by_page.clear()
+        self._events.cleared(Tier.DEVICE)
         return pages
+
+    def _keys(self) -> list[bytes]:
+        """List what can be found; in one piece, because it is called from other threads."""
+        return list(self._by_key)
 
     def _find(self, chain: PageChain, at: int) -> IndexedPage | None:
         entry = self._by_key.get(chain.keys[at])

@@ -1,6 +1,6 @@
 """A reader's side of delivery: deltas of a request become the outputs that it asked for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rtp_jax.errors import RtpError
 from rtp_jax.outputs import CompletionOutput, Logprob, RequestOutput
@@ -23,6 +23,7 @@ class Delta:
     stop_reason: int | str | None = None
     error: RtpError | None = None
     num_cached_tokens: int = 0
+    cached_tokens: dict[str, int] = field(default_factory=dict)  # by tier
     num_preemptions: int = 0
     admitted_s: float | None = None
     delivered_s: float = 0.0
@@ -55,7 +56,7 @@ class Collector:
             list(request.prompt_token_ids),
             [CompletionOutput(index, "", []) for index in range(num_completions)],
             finished=False,
-            prompt_logprobs=[None] if params.prompt_logprobs is not None else None,
+            prompt_logprobs=[None] if _reports_prompt(request) else None,
         )
         self._arrival_s = request.arrival_s
 
@@ -67,6 +68,7 @@ class Collector:
             output.prompt_logprobs += delta.prompt_logprobs
         if delta.index == 0:
             output.num_cached_tokens = delta.num_cached_tokens
+            output.cached_tokens = delta.cached_tokens
         output.num_preemptions = max(output.num_preemptions, delta.num_preemptions)
         output.error = output.error or delta.error
         output.finished = all(part.finished() for part in output.outputs)
@@ -89,6 +91,12 @@ class Collector:
         if self.output.finished:
             timing = replace(timing, total_s=since_arrival)
         self.output.timing = timing
+
+
+def _reports_prompt(request: Request) -> bool:
+    """What is resumed behind output tokens has reported its prompt already."""
+    resumed = request.resumed
+    return request.params.prompt_logprobs is not None and not (resumed and resumed[0])
 
 
 def _extend(completion: CompletionOutput, delta: Delta) -> None:

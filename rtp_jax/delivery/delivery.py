@@ -75,7 +75,7 @@ class Open:
     token_text: Callable[[int], str | None]
     left: int  # completions that have not ended
     ended: set[int] = field(default_factory=set)
-    num_sent: dict[int, int] = field(default_factory=dict)  # tokens sent of each completion
+    num_sent: dict[int, int] = field(default_factory=dict)  # tokens that each completion has
     first_token_s: float | None = None
 
 
@@ -176,6 +176,7 @@ class Delivery:
             stop_reason=output.stop_reason,
             error=output.error,
             num_cached_tokens=output.num_cached_tokens,
+            cached_tokens=output.cached_tokens,
             num_preemptions=output.num_preemptions,
             admitted_s=output.admitted_s,
             delivered_s=time.monotonic(),
@@ -288,7 +289,7 @@ def _summary(live: Open, delta: Delta) -> Finished:
         live.request,
         str(delta.finish_reason),
         delta.error,
-        sum(live.num_sent.values()),
+        sum(live.num_sent.values()) - sum(map(len, live.request.resumed)),
         delta.num_cached_tokens,
         timing,
     )

@@ -21,6 +21,7 @@ from rtp_jax.engine.loop import ResetPrefixCache
 from rtp_jax.engine.readers import LoopHub, Mailbox, QueueReader, Stream
 from rtp_jax.engine.requests import (
     Prompt,
+    check_reuse,
     check_salt,
     match_params,
     parse_prompt,
@@ -33,7 +34,7 @@ from rtp_jax.errors import FailedPrecondition, InvalidArgument
 from rtp_jax.late_imports import late
 from rtp_jax.metrics import Metrics
 from rtp_jax.outputs import RequestOutput, ScoreOutput
-from rtp_jax.request import Request
+from rtp_jax.request import Request, Reuse
 from rtp_jax.sampling_params import OutputKind, SamplingParams
 from rtp_jax.text.tokenizer import Tokenizer
 
@@ -69,7 +70,9 @@ class Engine:
         self._submission: Submission = parts.submission
         self.info: ModelInfo = parts.info
         self.metrics: Metrics = parts.metrics
+        self.transfer, self.check_generates = parts.transfer, parts.transfer.check_generates
         self.tokenizer: Tokenizer | None = parts.tokenizer
+        self.watched, self.backlog = parts.watched, parts.scheduler.backlog  # for routers
         self.default_sampling_params: SamplingParams = parts.default_params
         self._hubs: dict[asyncio.AbstractEventLoop, LoopHub] = {}
         self._parts = parts
@@ -228,6 +231,9 @@ class Engine:
         priority: int = 0,
         deadline_s: float | None = None,
         cache_salt: str = "",
+        prefill_at: Sequence[str] = (),
+        reuse: Reuse | None = None,
+        resume: Sequence[Sequence[int]] = (),
     ) -> AsyncIterator[RequestOutput]:
         """Yield the outputs of one request; closing or cancelling the generator aborts it.
 
@@ -238,19 +244,25 @@ class Engine:
           priority: lower goes first.
           deadline_s: absolute, on `time.monotonic()`'s clock.
           cache_salt: only requests with the same salt share cached pages.
+          prefill_at: workers (HOST:PORT) that may compute KV pages of the prompt, best first.
+          reuse: which tiers of KV may be used; None: all there are.
+          resume: output ids that each completion has already; what is yielded comes after them.
         """
+        others = self.transfer.check_prefill_at(tuple(prefill_at))
         parsed = parse_prompt(prompt)
+        if reuse is not None:
+            parsed = replace(parsed, reuse=check_reuse(reuse))
         if cache_salt:
             parsed = replace(parsed, cache_salt=check_salt(cache_salt))
-        loop = asyncio.get_running_loop()
         request = await self._build_async(
             parsed,
             params or self.default_sampling_params,
             request_id=request_id,
             priority=priority,
             deadline_s=deadline_s,
+            resume=resume,
         )
-        outputs = self._read_async(request, loop)
+        outputs = self._read_async(replace(request, prefill_at=others), asyncio.get_running_loop())
         try:
             async for output in outputs:
                 yield output
@@ -288,15 +300,13 @@ class Engine:
                 " skip_tokenizer_init=True. Use generate with prompt_token_ids.",
                 field="messages",
             )
-        chats.check_template_kwargs(chat_template_kwargs or {})
-        text = chats.render_chat(
-            chats.choose_template(self._parts.templates),
+        text = chats.conversation_text(
+            self._parts.templates,
+            self.tokenizer,
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            bos_token=self.tokenizer.bos_token,
-            eos_token=self.tokenizer.eos_token,
-            **(chat_template_kwargs or {}),
+            template_kwargs=chat_template_kwargs or {},
         )
         return self._submission.builder.encode(text, add_special_tokens=False)
 
@@ -309,6 +319,11 @@ class Engine:
     def stop_admitting(self) -> None:
         """Refuse new requests from now on; the running ones finish."""
         self._submission.stop()
+
+    @property
+    def num_offers(self) -> int:
+        """Prompts whose pages are held for other workers."""
+        return self.transfer.offers.counts.open
 
     def loads(self) -> Loads:
         """Say how busy the engine is."""
@@ -352,7 +367,7 @@ class Engine:
 
     async def _build_async(self, prompt: Prompt, params: SamplingParams, **options) -> Request:
         """Build a request; text is tokenized in another thread."""
-        if prompt.text is None and not params.bad_words:
+        if prompt.text is None and not params.bad_words and not options.get("resume"):
             return self._submission.builder.build(prompt, params, **options)
         return await asyncio.to_thread(self._submission.builder.build, prompt, params, **options)
 
@@ -361,7 +376,10 @@ class Engine:
     ) -> AsyncGenerator[RequestOutput, None]:
         collector = Collector(request, request.params.n)
         mailbox = Mailbox(self._hub(loop))
-        self._submission.submit(request, mailbox)
+        assemblers = None
+        if request.resumed:  # which reads all that was sent before
+            assemblers = await asyncio.to_thread(self._submission.assemblers, request)
+        self._submission.submit(request, mailbox, assemblers)
         try:
             while not collector.output.finished:
                 if (output := collector.add(await mailbox.get())) is not None:

@@ -23,6 +23,7 @@ class ModelInfo:
     fingerprint: str  # of the checkpoint
     epoch: str  # one life of this engine
     platform: str
+    tensor_parallel_size: int  # devices that share the model
     num_parameters: int
     buckets: tuple[str, ...]  # tokens x sequences of each compiled step
 
@@ -39,3 +40,4 @@ class Loads:
     page_size: int
     max_num_seqs: int
     num_open_requests: int
+    num_offers: int = 0  # prompts whose pages are held for other workers

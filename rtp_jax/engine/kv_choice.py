@@ -5,17 +5,22 @@ are taken in the order of how little they move them: as many as, measured togeth
 budget, which bisection finds.  All layers save equally many bytes, so these are the fewest bytes
 of this order.
 
+What is measured is small, and rounding to bfloat16 in between drowns it: any change of a layer, as
+small as it may be, flips such roundings in all layers after it.  So the model computes in float32
+here unless the config names a dtype, whatever it will be served in.
+
 Read next: `runner/kv_tolerance.py` for what is measured.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rtp_jax.config import EngineConfig
 from rtp_jax.engine.build import decide, start
 from rtp_jax.errors import InvalidArgument
-from rtp_jax.quant.kv_schemes import KV_SCHEMES, KVLayers
+from rtp_jax.quant.kv_schemes import KV_SCHEMES, KVLayers, KVScheme
 from rtp_jax.runner.kv_tolerance import KVTolerance
 
 PLAIN, CANDIDATES = "plain", ("int8", "fp8")
@@ -33,14 +38,27 @@ class KVChoice:
     num_tokens: int  # that were read for each of these figures
 
 
-def choose(measure: Measure, num_layers: int, budget: float) -> tuple[list[str], float, list[dict]]:
-    """Choose a scheme for each layer; return it, its divergence, and those of layers alone.
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How much each layer minds each scheme."""
 
-    Args:
-      measure: gives the divergence of a choice, in nats per token.
-      num_layers: of the model.
-      budget: the divergence that the choice may have at most.
-    """
+    alone: tuple[dict[str, float], ...]  # of each layer and scheme, the others as they are
+
+    @property
+    def best(self) -> list[str]:
+        """The scheme that each layer minds least."""
+        return [min(one, key=lambda scheme, one=one: one[scheme]) for one in self.alone]
+
+    def first(self, count: int) -> list[str]:
+        """Quantize the layers that mind least, as many as `count`, each as it minds least."""
+        best = self.best
+        order = sorted(range(len(best)), key=lambda layer: self.alone[layer][best[layer]])
+        taken = set(order[:count])
+        return [best[layer] if layer in taken else PLAIN for layer in range(len(best))]
+
+
+def rank(measure: Measure, num_layers: int) -> Ranking:
+    """Measure each layer alone in each scheme; `measure` gives nats per token."""
     alone = []
     for layer in range(num_layers):
         one = {}
@@ -49,23 +67,28 @@ def choose(measure: Measure, num_layers: int, budget: float) -> tuple[list[str],
             schemes[layer] = scheme
             one[scheme] = measure(schemes)
         alone.append(one)
-    best = [min(one, key=lambda scheme, one=one: one[scheme]) for one in alone]
-    order = sorted(range(num_layers), key=lambda layer: alone[layer][best[layer]])
+    return Ranking(tuple(alone))
 
-    def first(count: int) -> list[str]:
-        taken = set(order[:count])
-        return [best[layer] if layer in taken else PLAIN for layer in range(num_layers)]
 
+def choose(measure: Measure, num_layers: int, budget: float) -> tuple[list[str], float, Ranking]:
+    """Choose a scheme for each layer; return it, its divergence, and what it was chosen by.
+
+    Args:
+      measure: gives the divergence of a choice, in nats per token.
+      num_layers: of the model.
+      budget: the divergence that the choice may have at most.
+    """
+    ranking = rank(measure, num_layers)
     within, beyond, found = 0, num_layers + 1, 0.0
     while beyond - within > 1:
         # All of them first: often everything may be quantized.
         count = num_layers if beyond > num_layers else (within + beyond) // 2
-        together = measure(first(count))
+        together = measure(ranking.first(count))
         if together <= budget:
             within, found = count, together
         else:
             beyond = count
-    return first(within), found, alone
+    return ranking.first(within), found, ranking
 
 
 def choose_kv_layers(
@@ -81,6 +104,30 @@ def choose_kv_layers(
     Raises:
       InvalidArgument: RTPJ-1101, the config says how to keep KV; RTPJ-1103, there is no text.
     """
+    with tolerance_of(model, config, texts, progress=progress) as (tolerance, plain):
+        measured = 0
+
+        def measure(schemes: Sequence[str]) -> float:
+            nonlocal measured
+            measured += 1
+            found = tolerance.divergence(schemes)
+            progress(f"measured {measured} choices over {tolerance.num_tokens} tokens: {found:.2e}")
+            return found
+
+        schemes, divergence, ranking = choose(measure, tolerance.num_layers, budget)
+    layers = tuple(plain if name == PLAIN else KV_SCHEMES[name] for name in schemes)
+    return KVChoice(KVLayers(layers), divergence, ranking.alone, tolerance.num_tokens)
+
+
+@contextlib.contextmanager
+def tolerance_of(
+    model: str, config: EngineConfig, texts: Sequence[str], *, progress: Callable[[str], None]
+) -> Iterator[tuple[KVTolerance, KVScheme]]:
+    """Load a model to be measured on texts; beside it, what a layer keeps if it is left alone.
+
+    Raises:
+      InvalidArgument: as `choose_kv_layers`.
+    """
     for name, value in (("kv_dtype", config.cache.kv_dtype), ("kv_layers", config.cache.kv_layers)):
         if value not in ("auto", None):
             raise InvalidArgument(
@@ -88,33 +135,33 @@ def choose_kv_layers(
                 " because it is what is chosen here.",
                 field=name,
             )
+    if config.runner.tensor_parallel_size > 1:
+        raise InvalidArgument(
+            f"RTPJ-1101 CONFIG_INVALID: tensor_parallel_size={config.runner.tensor_parallel_size}"
+            " is not allowed; it must be 1, because layers are measured on one device.",
+            field="tensor_parallel_size",
+        )
     cache = dataclasses.replace(config.cache, num_pages=2)
     scheduler = dataclasses.replace(config.scheduler, max_num_seqs=1, max_num_batched_tokens=8)
     config = dataclasses.replace(config, cache=cache, scheduler=scheduler)
-    decided = decide(model, config)
+    decided = served = decide(model, config)
     windows = read_windows(decided.tokenizer, texts)
+    if config.model.dtype == "auto":
+        precise = dataclasses.replace(config.model, dtype="float32")
+        config = dataclasses.replace(config, model=precise)
+        decided = decide(model, config)
     runner = start(decided, config, progress=progress)
-    tolerance = KVTolerance(
-        weights=runner.weights,
-        build=runner.build,
-        page_shape=runner.shapes.kv[0].pages.shape[1:],
-        texts=windows,
-        device=decided.facts.device,
-    )
-    measured = 0
-
-    def measure(schemes: Sequence[str]) -> float:
-        nonlocal measured
-        measured += 1
-        found = tolerance.divergence(schemes)
-        progress(f"measured {measured} choices over {tolerance.num_tokens} tokens: {found:.6f}")
-        return found
-
-    schemes, divergence, alone = choose(measure, decided.spec.num_layers, budget)
-    plain = decided.kv.schemes[0]
-    layers = tuple(plain if name == PLAIN else KV_SCHEMES[name] for name in schemes)
-    runner.close()
-    return KVChoice(KVLayers(layers), divergence, tuple(alone), tolerance.num_tokens)
+    try:
+        tolerance = KVTolerance(
+            weights=runner.weights,
+            build=runner.build,
+            page_shape=runner.shapes.kv[0].pages.shape[1:],
+            texts=windows,
+            device=decided.facts.device,
+        )
+        yield tolerance, served.kv.schemes[0]
+    finally:
+        runner.close()
 
 
 def read_windows(tokenizer, texts: Sequence[str]) -> list[list[int]]:

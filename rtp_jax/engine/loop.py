@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from rtp_jax.delivery.delivery import request_wall
 from rtp_jax.errors import Internal, RtpError
+from rtp_jax.page_record import PageMoves
 from rtp_jax.request import (
     FinishReason,
     Phase,
@@ -30,6 +31,7 @@ from rtp_jax.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 IDLE_TURN_S = 0.5  # an idle loop looks at deadlines, and shows that it lives, this often
+PARKED_TURN_S = 0.01  # one that waits for pages looks whether they are late
 
 
 class Step(Protocol):
@@ -65,6 +67,10 @@ class Executor(Protocol):
         """Enqueue a step."""
         ...
 
+    def move(self, moves: PageMoves, /) -> None:
+        """Enqueue copies of pages."""
+        ...
+
     def reset_state(self) -> None:
         """Start over with empty pages."""
         ...
@@ -95,7 +101,12 @@ class ResetPrefixCache:
     """Forget every page that no sequence uses."""
 
 
-Message = Request | Stop | Abort | ResetPrefixCache
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Pages from a tier below the device are here: parked sequences may go on."""
+
+
+Message = Request | Stop | Abort | ResetPrefixCache | Arrived
 
 
 @dataclass(slots=True)
@@ -109,6 +120,7 @@ class StepTimes:
     dispatch_s: float
     wait_s: float = 0.0  # for the device
     commit_s: float = 0.0
+    device_s: float = 0.0  # from when the device could begin until the host had the results
     compiles: int = 0  # since the engine was ready
 
 
@@ -119,6 +131,7 @@ class InFlight:
     plan: StepPlan
     step: Step
     times: StepTimes
+    launched_s: float  # of `time.perf_counter()`
 
 
 class EngineLoop:
@@ -140,6 +153,7 @@ class EngineLoop:
         self._record = record
         self._on_end = on_end
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._arrived_s = 0.0  # when the results of the step before were here
         self._launching: StepPlan | None = None  # a plan whose step is not enqueued yet
         self._suspects: deque[Sequence] = deque()  # of a failed step: each runs alone once
         self._scheduling = False  # true where an exception is the scheduler's and no step's
@@ -207,6 +221,8 @@ class EngineLoop:
         self._scheduling = False
         if only is None:
             self._scheduler_faults = 0
+        if moves := self._scheduler.take_moves():
+            self._runner.move(moves)
         if plan is None:
             return None
         scheduled = time.perf_counter()
@@ -218,7 +234,7 @@ class EngineLoop:
         times = StepTimes(
             plan, step.bucket, scheduled - began, prepared - scheduled, done - prepared
         )
-        return InFlight(plan, step, times)
+        return InFlight(plan, step, times, done)
 
     def _commit(self, done: InFlight) -> None:
         began = time.perf_counter()
@@ -226,6 +242,8 @@ class EngineLoop:
         arrived = time.perf_counter()
         self._deliver(self._scheduler.commit(done.plan, result, time.monotonic()))
         self._clear_suspect(done.plan)
+        done.times.device_s = arrived - max(done.launched_s, self._arrived_s)
+        self._arrived_s = arrived
         done.times.wait_s = arrived - began
         done.times.commit_s = time.perf_counter() - arrived
         done.times.compiles = self._compiles.count
@@ -233,15 +251,27 @@ class EngineLoop:
 
     def _take_messages(self, *, wait: bool) -> bool:
         """Handle what has arrived; with nothing to do, wait for more.  False: the inbox closed."""
-        idle = wait and not self._scheduler.has_work
+        patience_s = self._patience_s() if wait else 0.0
         try:
-            message = self._inbox.get(timeout=IDLE_TURN_S) if idle else self._inbox.get_nowait()
+            if patience_s:
+                message = self._inbox.get(timeout=patience_s)
+            else:
+                message = self._inbox.get_nowait()
             while message is not None:
                 self._handle(message)
                 message = self._inbox.get_nowait()
         except queue.Empty:
             return True
         return False
+
+    def _patience_s(self) -> float:
+        """Say how long a loop without a step in flight waits for messages; 0: there is work."""
+        scheduler = self._scheduler
+        if scheduler.has_moves:
+            return 0.0
+        if scheduler.is_parked:
+            return PARKED_TURN_S
+        return 0.0 if scheduler.has_work else IDLE_TURN_S
 
     def _handle(self, message: Message) -> None:
         scheduler, now_s = self._scheduler, time.monotonic()
@@ -252,7 +282,7 @@ class EngineLoop:
             scheduler.finish(message.request_id, message.index, message.num_output_tokens)
         elif isinstance(message, Abort):
             self._deliver(scheduler.abort(message.request_id))
-        else:
+        elif isinstance(message, ResetPrefixCache):
             scheduler.reset_prefix_cache()
 
     def _recover(self, in_flight: InFlight | None) -> InFlight | None:

@@ -7,9 +7,9 @@ from rtp_jax.delivery.delivery import Finished
 from rtp_jax.engine.info import Loads
 from rtp_jax.engine.loop import StepTimes
 from rtp_jax.engine.replay import write_record
+from rtp_jax.engine.watched import decodes
 from rtp_jax.errors import Internal
 from rtp_jax.metrics import Metrics, RequestStats, StepStats
-from rtp_jax.request import StepRow
 from rtp_jax.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger("rtp_jax.requests")
@@ -28,7 +28,7 @@ class Records:
 
     def step(self, times: StepTimes) -> None:
         """Count a committed step; on the engine's thread."""
-        prefill = sum(row.count for row in times.plan.rows if not _decodes(row))
+        prefill = sum(row.count for row in times.plan.rows if not decodes(row))
         tokens = times.plan.num_tokens
         metrics, counters = self._metrics, self._scheduler.counters
         metrics.on_step(
@@ -47,6 +47,8 @@ class Records:
         metrics.prefix_cache_queries = counters.query_tokens
         metrics.prefix_cache_hits = counters.hit_tokens
         metrics.num_preemptions = counters.preemptions
+        metrics.tier_hits = counters.tier_hit_tokens
+        metrics.num_parked = self._scheduler.num_parked
 
     def loads(self, loads: Loads) -> None:
         """Show how busy the engine is."""
@@ -97,10 +99,6 @@ class Records:
             ),
             "" if end.error is None else f", {end.error.id} {end.error.name}",
         )
-
-
-def _decodes(row: StepRow) -> bool:
-    return row.count == 1 and row.start >= row.sequence.num_prompt
 
 
 def _seconds(*spans: tuple[str, float | None]) -> str:

@@ -1,8 +1,8 @@
 """From what a user passed to a checked, tokenized `Request`; runs in the caller's thread.
 
 Prompts are a str, token ids, `{"prompt": str}` or `{"prompt_token_ids": [...]}` (with an optional
-`cache_salt`), or a list of these.  Everything that can be wrong with them is said here, at the
-call.  Read next: `scheduler/admission.py`.
+`cache_salt` and `reuse`), or a list of these.  Everything that can be wrong with them is said here,
+at the call.  Read next: `scheduler/admission.py`.
 """
 
 import hashlib
@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rtp_jax.delivery.delivery import request_wall, reraise
+from rtp_jax.engine.resuming import resumed
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
-from rtp_jax.request import Request
+from rtp_jax.request import EVERY_TIER, TIERS, Request, Reuse
 from rtp_jax.sampling_params import SamplingParams, unknown_option
 from rtp_jax.scheduler.admission import Limits, check_request, resolve_max_tokens
 from rtp_jax.text.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ from rtp_jax.text.tokenizer import Tokenizer
 MAX_CHARS_PER_TOKEN = 64  # longer prompts cannot fit, so they are refused before tokenizing
 MAX_SALT_CHARS = 256
 MAX_ID_CHARS = 256
-PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "reuse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Prompt:
     text: str | None
     token_ids: tuple[int, ...] | None
     cache_salt: str = ""
+    reuse: Reuse = EVERY_TIER
 
 
 def parse_prompts(prompts: object) -> tuple[list[Prompt], bool]:
@@ -64,7 +66,23 @@ def parse_prompt(prompt: object) -> Prompt:
         )
     if text is not None and not isinstance(text, str):
         raise _bad_prompt(text)
-    return Prompt(text, None if ids is None else _ids(ids), check_salt(prompt.get("cache_salt")))
+    salt, reuse = check_salt(prompt.get("cache_salt")), check_reuse(prompt.get("reuse"))
+    return Prompt(text, None if ids is None else _ids(ids), salt, reuse)
+
+
+def check_reuse(reuse: object) -> Reuse:
+    """Accept None, a `Reuse`, or a mapping of tiers to whether they may be used."""
+    if reuse is None or isinstance(reuse, Reuse):
+        return reuse or EVERY_TIER
+    if isinstance(reuse, Mapping) and all(
+        tier in TIERS and isinstance(allowed, bool) for tier, allowed in reuse.items()
+    ):
+        return Reuse(**reuse)
+    raise InvalidArgument(
+        "RTPJ-1003 OPTION_INVALID: reuse must map KV tiers to True or False; the tiers are"
+        f" {', '.join(TIERS)}. Given: {_shown(reuse)}.",
+        field="reuse",
+    )
 
 
 def check_salt(salt: object) -> str:
@@ -129,6 +147,7 @@ class RequestBuilder:
         request_id: str | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
+        resume: Sequence[Sequence[int]] = (),
     ) -> Request:
         """Tokenize, resolve and check a request; a fault of ours in that is its own alone."""
         number, arrival_s = next(self._numbers), time.monotonic()
@@ -153,9 +172,12 @@ class RequestBuilder:
                 deadline_s=_checked_deadline(deadline_s),
                 cache_salt=prompt.cache_salt,
                 reuse_prefix=params.prompt_logprobs is None,
+                reuse=prompt.reuse,
             )
             check_request(request, self.limits)
-            return request
+            if not resume:
+                return request
+            return resumed(request, resume, limits=self.limits, tokenizer=self.tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenize text, or say why this engine cannot."""

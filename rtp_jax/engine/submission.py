@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rtp_jax.delivery.delivery import Delivery, Open, Reader, request_wall, reraise
+from rtp_jax.engine.assemblers import assemblers_of
+from rtp_jax.engine.early_aborts import EarlyAborts
 from rtp_jax.engine.loop import Abort, EngineLoop
 from rtp_jax.engine.requests import RequestBuilder
 from rtp_jax.errors import (
@@ -16,12 +18,10 @@ from rtp_jax.errors import (
     RtpError,
     Unavailable,
 )
-from rtp_jax.request import Request
+from rtp_jax.request import Request, TokenOutput
 from rtp_jax.text.assembler import TextAssembler
 from rtp_jax.text.tokenizer import Tokenizer
 
-REMEMBER_ABORTS_S = 30.0  # an abort may overtake its request
-MAX_REMEMBERED_ABORTS = 10_000
 RETRY_AFTER_S = 1.0
 
 
@@ -46,11 +46,19 @@ class Submission:
         self.max_open = max_open  # sequences that may run or wait
         self._lock = threading.Lock()
         self._open: dict[str, _Entry] = {}  # by request id
-        self._aborted: dict[str, float] = {}  # id that is not here yet to when to forget it
+        self._aborted = EarlyAborts()
         self._record_refusal = record_refusal
 
-    def submit(self, request: Request, reader: Reader) -> None:
-        """Admit a request and send it to the loop, or raise."""
+    def submit(
+        self,
+        request: Request,
+        reader: Reader,
+        assemblers: list[TextAssembler | None] | None = None,
+    ) -> None:
+        """Admit a request and send it to the loop, or raise.
+
+        `assemblers` were made by `assemblers` before, where the caller must not be held up.
+        """
         entry = _Entry(request)
         try:
             with self._lock:
@@ -60,7 +68,7 @@ class Submission:
             self._record_refusal()
             raise
         try:
-            self._send(entry, self._opened(request, reader))
+            self._send(entry, self._opened(request, reader, assemblers))
         except BaseException:
             self.left(request)
             raise
@@ -79,16 +87,11 @@ class Submission:
 
     def abort(self, request_id: str) -> None:
         """Give a live request up, or remember the id for a while."""
-        now = time.monotonic()
         with self._lock:
             if (entry := self._open.get(request_id)) is not None:
                 self._abort(entry)
-                return
-            while self._aborted and next(iter(self._aborted.values())) < now:  # oldest first
-                del self._aborted[next(iter(self._aborted))]
-            if len(self._aborted) < MAX_REMEMBERED_ABORTS:
-                self._aborted.pop(request_id, None)
-                self._aborted[request_id] = now + REMEMBER_ABORTS_S
+            else:
+                self._aborted.add(request_id)
 
     def give_up(self, request: Request) -> None:
         """Abort this very request, if it is still live; its reader is gone."""
@@ -102,15 +105,22 @@ class Submission:
         if entry.sent:
             self._loop.send(Abort(entry.request.id))
 
-    def _opened(self, request: Request, reader: Reader) -> Open:
+    def assemblers(self, request: Request) -> list[TextAssembler | None]:
+        """Make what puts the texts of a request together; resuming a long one takes a while."""
         with request_wall(request.id, "text assembler", reraise):
-            return Open(
-                request,
-                reader,
-                [self._assembler(request) for _ in range(request.params.n)],
-                self._token_text,
-                request.params.n,
-            )
+            return assemblers_of(request, self._tokenizer)
+
+    def _opened(
+        self, request: Request, reader: Reader, assemblers: list[TextAssembler | None] | None
+    ) -> Open:
+        return Open(
+            request,
+            reader,
+            list(assemblers or self.assemblers(request)),
+            self._token_text,
+            request.params.n,
+            num_sent=dict(enumerate(map(len, request.resumed))),
+        )
 
     def _send(self, entry: "_Entry", live: Open) -> None:
         """Open the way back, then send the request on its way."""
@@ -118,7 +128,9 @@ class Submission:
             if entry.aborted:
                 raise _aborted(entry.request)
             self._delivery.open(entry.request, live)
-            self._loop.send(entry.request)
+            self._delivery.put(_ends(entry.request))
+            if len(entry.request.ended) < entry.request.params.n:
+                self._loop.send(entry.request)
             entry.sent = True
         if not self._loop.alive:  # it may have ended after it was looked at
             self._delivery.end_rest(_dead())
@@ -146,7 +158,7 @@ class Submission:
             )
         if not self._loop.alive or not self._delivery.alive:
             raise _dead()
-        if self._aborted.pop(request.id, 0.0) > time.monotonic():
+        if self._aborted.take(request.id):
             raise _aborted(request)
         if request.id in self._open:
             raise AlreadyExists(
@@ -163,20 +175,6 @@ class Submission:
                 retry_after_s=RETRY_AFTER_S,
             )
 
-    def _assembler(self, request: Request) -> TextAssembler | None:
-        params = request.params
-        if self._tokenizer is None or not params.detokenize:
-            return None
-        return TextAssembler(
-            self._tokenizer,
-            request.prompt_token_ids,
-            stops=params.stops,
-            include_stop_str_in_output=params.include_stop_str_in_output,
-            min_tokens=params.min_tokens,
-            skip_special_tokens=params.skip_special_tokens,
-            spaces_between_special_tokens=params.spaces_between_special_tokens,
-        )
-
     def _token_text(self, token_id: int) -> str | None:
         return None if self._tokenizer is None else self._tokenizer.token_text(token_id)
 
@@ -188,6 +186,21 @@ class _Entry:
     request: Request
     sent: bool = False  # to the loop
     aborted: bool = False
+
+
+def _ends(request: Request) -> list[TokenOutput]:
+    """Say again how the completions ended that were whole before."""
+    return [
+        TokenOutput(
+            request.id,
+            end.index,
+            [],
+            finish_reason=end.reason,
+            stop_reason=end.stop_reason,
+            request=request,
+        )
+        for end in request.ended
+    ]
 
 
 def _aborted(request: Request) -> Cancelled:

@@ -71,6 +71,20 @@ class Attention(nnx.Module):
         window: Int32[Array, ""] | int | None = None,
     ) -> tuple[Float[Array, "tokens hidden"], KVGroup]:
         """Add the attention of `x` to the residual stream; its KV is in the pages of the group."""
+        mixed, kv = self.mix(x, kv, place, step, turn=turn, window=window)
+        return self.output.add_to(residual, mixed, place), kv
+
+    def mix(
+        self,
+        x: Float[Array, "tokens hidden"],
+        kv: KVGroup,
+        place: Place,
+        step: StepInputs,
+        *,
+        turn: Rotation,
+        window: Int32[Array, ""] | int | None = None,
+    ) -> tuple[Float[Array, "tokens query_width"], KVGroup]:
+        """Attend, up to the map back to the width of the model."""
         query, key, value = project(x, [self.query, self.key, self.value], place)
         in_cpp = self.native is not None and kv.rounding is None
         place_heads = self._place_heads_in_cpp if in_cpp else self._place_heads
@@ -86,7 +100,7 @@ class Attention(nnx.Module):
             platform=self.platform,
             implementation=self.implementation,
         )
-        return self.output.add_to(residual, mixed.reshape(x.shape[0], -1), place), kv
+        return mixed.reshape(x.shape[0], -1), kv
 
     def _place_heads(
         self, projected: Projected, kv: KVGroup, place: Place, step: StepInputs, turn: Rotation

@@ -1,5 +1,9 @@
-"""Embedding: token ids to vectors, and hidden states back to logits over the vocabulary."""
+"""Embedding: token ids to vectors, and hidden states back to logits over the vocabulary.
 
+Several devices share the vocabulary: each looks up the ids that it has, and scores them.
+"""
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
@@ -20,10 +24,17 @@ class Embedding(nnx.Module):
             target = target._replace(matmul="xla")
         scheme = target.head_scheme if is_head else PLAIN
         self.table = Matrix(vocab, embed_axis, target=target, scheme=scheme)
-        self.target = target
+        self.target, self.divided = target, target.mesh.dividing("vocab")
 
     def __call__(self, tokens: Int32[Array, " tokens"]) -> Float[Array, "tokens hidden"]:
-        return embed(tokens, self.table.array(), dtype=self.target.dtype)
+        table, dtype = self.table.array(), self.target.dtype
+        if not self.divided:
+            return embed(tokens, table, dtype=dtype)
+        here = tokens - jax.lax.axis_index(self.divided) * table.outer
+        has = (here >= 0) & (here < table.outer)
+        vectors = embed(jnp.where(has, here, 0), table, dtype=dtype).astype(jnp.float32)
+        # One device has each token and all others add zeros, so the sum is exact.
+        return jax.lax.psum(jnp.where(has[:, None], vectors, 0), self.divided).astype(dtype)
 
     def unembed(
         self, hidden: Float[Array, "rows hidden"], rows: Int32[Array, ""] | None
@@ -38,4 +49,6 @@ class Embedding(nnx.Module):
             platform=self.target.platform,
             implementation=self.target.matmul,
         )
-        return logits
+        if not self.divided:
+            return logits
+        return jax.lax.all_gather(logits, self.divided, axis=1, tiled=True)

@@ -2,11 +2,15 @@
 
 Layers of a kind share stacked parameters, so a call names its layer.  Several maps of the same
 input go through `project` together.  Sums are float32 whatever the dtype.
+
+Where several devices share the inner axis, each has a part of the sums: they are added in float32
+before anything else is (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
@@ -42,7 +46,9 @@ class Linear(nnx.Module):
         target: Target,
     ):
         self.kernel = Matrix(outer, inner, target=target, scheme=target.scheme)
-        self.bias = parameter(dict([outer]), target.dtype) if bias else None
+        share = target.mesh.share(*outer)
+        self.bias = parameter({outer[0]: share}, target.dtype) if bias else None
+        self.summed_over = target.mesh.dividing(inner[0])
         self.platform, self.implementation = target.platform, target.matmul
 
     def __call__(
@@ -57,6 +63,10 @@ class Linear(nnx.Module):
         place: Place,
     ) -> Float[Array, "tokens outer"]:
         """Compute `residual + self(x)`."""
+        if self.summed_over:
+            (part,) = _products(x, [self], place, jnp.dtype(jnp.float32))
+            whole = jax.lax.psum(part, self.summed_over)
+            return residual + _biased(self, whole, place).astype(x.dtype)
         if self.bias is not None:
             return residual + self(x, place)
         (sum_,) = _products(x, [self], place, x.dtype, epilogue="add", residual=residual)
@@ -66,7 +76,8 @@ class Linear(nnx.Module):
 def project(
     x: Float[Array, "tokens inner"], maps: Sequence[Linear], place: Place
 ) -> list[Float[Array, "tokens _"]]:
-    """Apply several linear maps to one input."""
+    """Apply several linear maps to one input that every device has."""
+    assert not any(one.summed_over for one in maps), "such products are parts of sums: `add_to`"
     if all(one.bias is None for one in maps):
         return list(_products(x, maps, place, x.dtype))
     products = _products(x, maps, place, jnp.dtype(jnp.float32))

@@ -27,9 +27,11 @@ class GatedMLP(nnx.Module):
         place: Place,
     ) -> Float[Array, "tokens hidden"]:
         """Add the MLP of `x` to the residual stream."""
+        return self.down.add_to(residual, self.widened(x, place), place)
+
+    def widened(self, x: Float[Array, "tokens hidden"], place: Place) -> Float[Array, "tokens mlp"]:
+        """Compute what the map down takes."""
         if self.gate.bias is None:
-            inner = gated(x, self.gate, self.up, place)
-        else:
-            gate, up = project(x, [self.gate, self.up], place)
-            inner = jax.nn.silu(gate) * up
-        return self.down.add_to(residual, inner, place)
+            return gated(x, self.gate, self.up, place)
+        gate, up = project(x, [self.gate, self.up], place)
+        return jax.nn.silu(gate) * up

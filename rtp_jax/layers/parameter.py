@@ -7,12 +7,12 @@ built under `nnx.eval_shape`, so the zeros here are never allocated.
 import jax.numpy as jnp
 from flax import nnx
 
-from rtp_jax.parallel.axes import MESH_AXIS
+from rtp_jax.parallel.axes import MESH_AXES
 
 
 def parameter(axes: dict[str, int], dtype: jnp.dtype) -> nnx.Param:
-    """Declare a parameter by its logical axes, in order, and their sizes."""
-    assert axes.keys() <= MESH_AXIS.keys(), f"{list(axes)}: not all in parallel/axes.py"
+    """Declare a parameter by its logical axes, in order, and what a device has of each."""
+    assert axes.keys() <= MESH_AXES.keys(), f"{list(axes)}: not all in parallel/axes.py"
     return nnx.Param(jnp.zeros(tuple(axes.values()), dtype), axes=tuple(axes))
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rtp_jax.parallel.axes import MeshShape
 from rtp_jax.quant.schemes import PLAIN, Scheme
 from rtp_jax.weights.matrix_format import MatrixFormat
 
@@ -25,6 +26,7 @@ class Target(NamedTuple):
     # What the checkpoint says of its matrices: path of a module to format, for the quantized ones.
     formats: tuple[tuple[str, MatrixFormat], ...] = ()
     own_arrays: bool = False  # of each layer, where a CPU would stack them: see `unrolled`
+    mesh: MeshShape = MeshShape()  # the devices that share the model; layers hold one's part
     path: str = ""  # of the module that is being built
 
     def at(self, name: str) -> "Target":
@@ -43,6 +45,7 @@ class Target(NamedTuple):
         On a GPU XLA copies each layer out of a stack that is scanned over, and a step reads its
         weights once, so that would be three times the traffic.  On a CPU the native kernels find
         their layer in the stack, and a scan compiles in a quarter of the time; but layers of
-        several kinds make no stack, and float8 is decoded by XLA, several times slower in a loop.
+        several kinds make no stack, and float8 that XLA decodes takes several times as long in a
+        loop.
         """
         return self.platform == "cuda" or self.own_arrays

@@ -1,6 +1,6 @@
 """The dense decoder that Llama and its relatives are: its modules.
 
-Apart from its config (`dense_fields.py`), because flax takes a second to import, and a start that
+Apart from its config (`dense_fields.py`), because flax is slow to import, and a start that
 finds its programs compiled builds no modules.
 """
 

@@ -14,13 +14,17 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.models.structure import Leaves, Skeleton
+from rtp_jax.parallel.axes import MeshShape
 from rtp_jax.weights.matrix_format import MatrixFormat
 from rtp_jax.weights.quantized import parts_of
 from rtp_jax.weights.table import WeightTable, stacked_path
 
 
 def skeleton(spec: ModelSpec, target: Target) -> Skeleton:
-    """Build the structure of a model for a target; its dtype is float32 or bfloat16."""
+    """Build the structure of a model for a target; its dtype is float32 or bfloat16.
+
+    Modules have the shapes of what one device holds, everything else those of the whole model.
+    """
     build = architecture(spec.architecture).build
     table = architecture(spec.architecture).weight_table(spec)
     target = _with_formats(target, table)
@@ -28,7 +32,11 @@ def skeleton(spec: ModelSpec, target: Target) -> Skeleton:
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     leaves, tree = jax.tree.flatten(state)
     assert [v.get_value() for v in flat.values()] == leaves, "two orders of one set of parameters"
-    held = dict(zip(flat, leaves, strict=True))
+    axes = {path: axes_of(variable) for path, variable in flat.items()}
+    held = {
+        path: _of_all(leaf, axes[path], target.mesh)
+        for path, leaf in zip(flat, leaves, strict=True)
+    }
     encodings = {
         path.removesuffix(VALUES): encoding
         for path, variable in flat.items()
@@ -40,12 +48,19 @@ def skeleton(spec: ModelSpec, target: Target) -> Skeleton:
             stored |= _stored(path.removesuffix(VALUES), shape, encodings)
     filled = {path for row in table.rows for path in (row.target, row.parameter)}
     stored = {path: shape for path, shape in stored.items() if path in filled}
-    axes = {path: axes_of(variable) for path, variable in flat.items()}
 
     def assemble(leaves: Leaves) -> nnx.Module:
         return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
 
     return Skeleton(stored, encodings, held, axes, assemble)
+
+
+def _of_all(
+    part: jax.ShapeDtypeStruct, axes: tuple[str, ...], mesh: MeshShape
+) -> jax.ShapeDtypeStruct:
+    """Describe what all devices together hold of a parameter."""
+    shape = [size * mesh.parts(axis) for axis, size in zip(axes, part.shape, strict=True)]
+    return jax.ShapeDtypeStruct(tuple(shape), part.dtype)
 
 
 def _stored(
@@ -57,11 +72,11 @@ def _stored(
         return {path: held}
     stack = held.shape[:-2]
     if encoding.source is None:
-        shape = (*stack, encoding.outer, encoding.inner)
+        shape = (*stack, *encoding.whole)
         return {path: jax.ShapeDtypeStruct(shape, encoding.dtype)}
     return {
         f"{path}.{part.name}": jax.ShapeDtypeStruct((*stack, *part.shape), part.dtype)
-        for part in parts_of(encoding.source, encoding.outer, encoding.inner)
+        for part in parts_of(encoding.source, *encoding.whole)
     }
 
 
@@ -75,7 +90,7 @@ def _with_formats(target: Target, table: WeightTable) -> Target:
         if row.kind is not None:
             format_of[path.rpartition(".")[0]] = row.kind
     schemes = [target.scheme, *(kind.scheme for kind in format_of.values())]
-    floating = any(scheme.floating for scheme in schemes)
+    floating = target.native is None and any(scheme.floating for scheme in schemes)
     uneven = any(len(several) > 1 for several in kinds.values())
     target = target._replace(own_arrays=uneven or floating)
     if not target.unrolled:

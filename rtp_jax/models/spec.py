@@ -72,19 +72,20 @@ class ModelSpec:
     def weight_bytes(
         self,
         itemsize: int,
-        matrix_bytes: float | None = None,
-        head_bytes: float | None = None,
+        matrix_bytes: int | None = None,
+        head_bytes: int | None = None,
     ) -> int:
         """Bytes of all weights: `itemsize` for each number.
 
-        Numbers of the layers' matrices take `matrix_bytes`, and those of the matrix that makes
-        logits `head_bytes`, where these are given.
+        All matrices of the layers take `matrix_bytes`, and the matrix that makes logits takes
+        `head_bytes`, where these are given.
         """
         head = self.vocab_size * self.hidden_size
         matrices = self.num_layers * self._matrix_parameters
         plain = self.num_parameters - head - matrices
-        matrix_bytes, head_bytes = matrix_bytes or itemsize, head_bytes or itemsize
-        return round(plain * itemsize + matrices * matrix_bytes + head * head_bytes)
+        matrix_bytes = matrices * itemsize if matrix_bytes is None else matrix_bytes
+        head_bytes = head * itemsize if head_bytes is None else head_bytes
+        return plain * itemsize + matrix_bytes + head_bytes
 
     def kv_page_shape(self, page_size: int, num_layers: int | None = None) -> tuple[int, ...]:
         """Shape of a page of a KV group: [layers, 2, kv_heads, page_size, head_dim]; None: all."""

@@ -5,7 +5,7 @@ is held; the compiled step takes the held arrays as flat leaves, because handing
 more than a small step, and assembles the module while tracing.
 
 A start that finds its programs compiled traces nothing, so it needs no modules, and without them no
-flax, which takes a second to import: then the skeleton is read from a description that an earlier
+flax, which is slow to import: then the skeleton is read from a description that an earlier
 start kept.
 
 Read next: `skeleton.py`, which makes one from modules.
@@ -34,13 +34,17 @@ Leaves = Sequence[jax.Array]
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """The structure of a model; `held` and `axes` are in the order of the leaves."""
+    """The structure of a model; `held` and `axes` are in the order of the leaves.
+
+    Shapes are those of what all devices hold together.
+    """
 
     stored: Shapes  # as loaded
     encodings: Mapping[str, Encoding]  # dotted path of each stored matrix to how it is held
     held: Shapes  # as computed with
     axes: Mapping[str, tuple[str, ...]]  # dotted path, as held, to logical axes
-    # Puts the nnx.Module together; cheap while tracing, too slow for every step.
+    # Puts the nnx.Module together from what one device has of the leaves; cheap while tracing, too
+    # slow for every step.
     assemble: Callable[[Leaves], Any]
 
     def leaves(self, loaded: Mapping[str, jax.Array]) -> list[jax.Array]:
@@ -92,7 +96,12 @@ def _read(description: str, assemble: Callable[[Leaves], Any]) -> Skeleton:
 
 def _typed(fields: dict[str, Any]) -> dict[str, Any]:
     """Give the fields of an encoding their types again."""
-    return {**fields, "scheme": Scheme(*fields["scheme"]), "dtype": jnp.dtype(fields["dtype"])}
+    return {
+        **fields,
+        "scheme": Scheme(*fields["scheme"]),
+        "dtype": jnp.dtype(fields["dtype"]),
+        "parts": tuple(fields["parts"]),
+    }
 
 
 def _described(shapes: Shapes) -> dict[str, list]:

@@ -23,6 +23,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from rtp_jax.errors import InvalidArgument
+
 Array = NDArray[Any]
 
 
@@ -55,6 +57,7 @@ FROM_CHECKPOINTS = {
     "fp8_block": Scheme("fp8_block", 8, 128, dynamic=True, floating=True),
 }
 INT4_OFFSET = 8
+GROUPS = (128, 64, 32)  # numbers that may share a scale, best first
 INT8_MAX, FP8_MAX = 127, 448  # the largest values
 # What the matrix that makes logits is kept in by itself: they decide, so not in fewer than 8 bits.
 HEAD_SCHEMES = {"int4": "int8_dynamic"}
@@ -69,6 +72,21 @@ def schemes_of(name: str | None, head: str = "auto") -> tuple[Scheme, Scheme]:
     """
     known, layers = {"none": PLAIN, **SCHEMES}, name or "none"
     return known[layers], known[HEAD_SCHEMES.get(layers, layers) if head == "auto" else head]
+
+
+def fitting(scheme: Scheme, inner: int) -> Scheme:
+    """Let a scheme with groups have the largest that divides a row, or refuse the row."""
+    if scheme.group is None or inner % scheme.group == 0:
+        return scheme
+    for group in GROUPS:
+        if group < scheme.group and inner % group == 0:
+            return scheme._replace(group=group)
+    raise InvalidArgument(
+        f"RTPJ-6021 SCHEME_DOES_NOT_FIT: quantization={scheme.name} gives one scale to"
+        f" {', '.join(map(str, GROUPS))} numbers of a row, and this model has rows of {inner}."
+        " Use quantization=int8_dynamic.",
+        field="quantization",
+    )
 
 
 def num_groups(scheme: Scheme, inner: int) -> int:

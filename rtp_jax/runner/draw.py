@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32, UInt32
 
+from rtp_jax.kernels.native import library
+from rtp_jax.kernels.native.largest import largest
+
 BLOCK = 128  # tokens
 GROUP = 64  # blocks
 LOWEST_EXPONENT = -80.0  # exp() of less would leave the normal numbers of float32
@@ -19,12 +22,28 @@ Ids = Int32[Array, " rows"]
 Logits = Float32[Array, "rows vocab"]
 
 
-def most_likely(logits: Logits, vocab_size: int) -> tuple[Ids, Rows]:
+def most_likely(logits: Logits, vocab_size: int, native: str | None) -> tuple[Ids, Rows]:
     """Return the first of each row's largest logits, and that logit; +inf if the row has a NaN.
 
+    Args:
+      logits: of which columns from `vocab_size` on are padding; nothing is asked of it but that it
+        is no NaN.
+      vocab_size: columns that count.
+      native: level of the C++ kernels that look, one that is loaded; None: XLA does.
+    """
+    if native is None:
+        return _most_likely(logits, vocab_size)
+    kernels = library.loaded(native)
+    assert kernels is not None, native
+    return largest(kernels, logits, vocab_size)
+
+
+def _most_likely(logits: Logits, vocab_size: int) -> tuple[Ids, Rows]:
+    """Find it in three passes.
+
     XLA's own argmax carries an index through the whole vocabulary and costs ten times a maximum;
-    its maximum on a CPU passes over NaN, but a sum does not.  Columns from `vocab_size` on are
-    padding; cutting them off first would copy all logits.
+    its maximum on a CPU passes over NaN, but a sum does not.  Cutting padding off first
+    would copy all logits.
     """
     blocks = _cut(logits, BLOCK, -jnp.inf)
     whole, rest = divmod(vocab_size, BLOCK)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rtp_jax.runner.device import Device
+from rtp_jax.parallel.devices import Device
 
 ROUND = 32 << 20  # bytes
 

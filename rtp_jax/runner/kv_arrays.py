@@ -5,10 +5,15 @@ Read next: `kernels/pages.py` for what lies where, `quant/kv_schemes.py` for wha
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rtp_jax.kernels.pages import KVGroup, storage_dtype
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.parallel.devices import spec_of
 from rtp_jax.quant.kv_schemes import KVLayers
+
+# How devices share pages, of the KV arrays or copies of some: each has those of its KV heads.
+KV_SPEC = PartitionSpec(None, None, None, *spec_of(("kv_heads",)))
 
 
 def kv_arrays(

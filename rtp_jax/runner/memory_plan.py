@@ -1,47 +1,29 @@
 """How many KV pages fit: everything else is laid aside first, then pages take what is left.
 
-    | weights | workspace of the largest step | reserve |  KV pages  | free |
+    | weights | workspace |  KV pages  | free |
 
-Plain arithmetic on numbers, without jax, so that `rtp-jax plan` works where no device is.  By
-default there are never more pages than are of use: `max_num_seqs` sequences of `max_model_len`
-tokens, and as much again for finished prefixes if these are kept.  Read next: `host_memory.py`.
+On a CPU the first three are what the whole process has resident at most while it serves, all pages
+written, if it found its programs compiled.  Plain arithmetic on numbers, without jax, so that
+`rtp-jax plan` works where no device is.  By default there are never more pages than are of use:
+`max_num_seqs` sequences of `max_model_len` tokens, and as much again for finished prefixes if these
+are kept.
+
+Read next: `workspace.py`, `host_memory.py`.
 """
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
 from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
 from rtp_jax.quant.kv_schemes import KV_SCHEMES, KVLayers
 from rtp_jax.runner.host_memory import host_memory
+from rtp_jax.runner.workspace import AFTER_COMPILING, LYING, ModelMemory, workspace
 
 MIB, GIB = 1 << 20, 1 << 30
 PAGE_SIZES = {"cpu": 16, "cuda": 64}
-RESERVES = {"cpu": 256 * MIB, "cuda": GIB}  # compiled programs, the runtime, attention's tiles
-LOGITS_COPIES = {"cpu": 2, "cuda": 5}  # a CPU samples few rows at a time; a GPU all of them at once
 SMALLER_KV = {"float32": "bfloat16", "bfloat16": "int8"}  # what saves memory, and costs least
-PADDING = 8  # rows and tokens come in multiples of this; see buckets.py
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelMemory:
-    """The numbers of a model that decide how much memory it takes."""
-
-    weight_bytes: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    mlp_size: int
-    vocab_size: int
-    max_positions: int
-    itemsize: int  # bytes of a number in computation
-    kv: KVLayers  # how each layer keeps keys and values
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, and their scales."""
-        return self.kv.bytes_per_token(self.num_kv_heads, self.head_dim)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +51,32 @@ class MemoryPlan:
         return sum(size for _, size in self.workspace)
 
     @property
+    def array_bytes(self) -> int:
+        """Bytes of what lies on the device between steps, as jax counts them."""
+        lying = sum(size for what, size in self.workspace if what in LYING)
+        return self.weight_bytes + lying + self.kv_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of everything: on a CPU, of the whole process."""
+        return self.weight_bytes + self.workspace_bytes + self.kv_bytes
+
+    @property
+    def after_compiling_bytes(self) -> int:
+        """As `total_bytes`, of an engine that compiled its programs when it started."""
+        return self.total_bytes + (AFTER_COMPILING if self.platform == "cpu" else 0)
+
+    @property
     def free_bytes(self) -> int:
         """Bytes that stay free."""
-        return self.available_bytes - self.weight_bytes - self.workspace_bytes - self.kv_bytes
+        return self.available_bytes - self.total_bytes
+
+    @property
+    def _together(self) -> str:
+        if self.platform != "cpu":
+            return ""
+        more = AFTER_COMPILING / MIB
+        return f"the process, when all pages are written; {more:.0f} more where it compiled"
 
     def table(self) -> str:
         """Lay the plan out for a reader."""
@@ -81,6 +86,7 @@ class MemoryPlan:
             ("weights", self.weight_bytes, ""),
             *((what, size, "") for what, size in self.workspace),
             ("KV pages", self.kv_bytes, pages),
+            ("together", self.total_bytes, self._together),
             ("free", self.free_bytes, ""),
         ]
         lines = [f"{what:<12}{size / MIB:>12.1f} MiB  {note}".rstrip() for what, size, note in rows]
@@ -112,24 +118,26 @@ def plan_memory(
     wanted = _wanted_length(sizes, model)
     page_size = cache.page_size or PAGE_SIZES[platform]
     page_bytes = page_size * sizes.kv_bytes_per_token
-    workspace = _workspace(sizes, scheduler, platform, wanted)
-    room = available - sizes.weight_bytes - sum(size for _, size in workspace)
+    held = functools.partial(workspace, sizes, model=model, scheduler=scheduler, platform=platform)
+    below = _below(cache, platform)
+    beside = (*held(length=wanted), *below)
+    room = available - sizes.weight_bytes - sum(size for _, size in beside)
     if room < 2 * page_bytes:
-        raise _weights_too_large(sizes, workspace, page_bytes, available)
+        raise _weights_too_large(sizes, beside, page_bytes, available)
     per_sequence = -(-wanted // page_size)
     useful = 1 + per_sequence * scheduler.max_num_seqs * (1 + cache.enable_prefix_caching)
     num_pages, reason = _num_pages(cache, platform, page_bytes, room, limit, useful)
-    held = (num_pages - 1) * page_size  # one page is the null page
+    tokens = (num_pages - 1) * page_size  # one page is the null page
     length, notes = wanted, (f"KV pages: {reason}",)
-    if held < wanted:
+    if tokens < wanted:
         numbers = (
             f"{wanted} needs {per_sequence} pages, {num_pages - 1} fit"
             f" ({num_pages - 1} x {page_bytes} bytes: {reason})"
         )
         if model.max_model_len is not None:
             fixes = _fixes(sizes, cache, page_bytes, room, num_pages, per_sequence)
-            raise _pages_insufficient(numbers, held, fixes)
-        length, notes = held, (*notes, f"max_model_len: {numbers}; lowered to {held}")
+            raise _pages_insufficient(numbers, tokens, fixes)
+        length, notes = tokens, (*notes, f"max_model_len: {numbers}; lowered to {tokens}")
     return MemoryPlan(
         platform=platform,
         page_size=page_size,
@@ -138,9 +146,20 @@ def plan_memory(
         max_model_len=length,
         available_bytes=available,
         weight_bytes=sizes.weight_bytes,
-        workspace=_workspace(sizes, scheduler, platform, length),
+        workspace=(*held(length=length), *below),
         notes=notes,
     )
+
+
+def _below(cache: CacheConfig, platform: str) -> tuple[tuple[str, int], ...]:
+    """List what tiers below the pages take of the memory that pages are in.
+
+    Pages on their way up and down are staged beside them; host memory counts where it is the same.
+    """
+    if not cache.has_tiers:
+        return ()
+    staging = ("staging", 2 * cache.kv_staging_bytes)
+    return (staging, ("host KV", cache.kv_host_bytes)) if platform == "cpu" else (staging,)
 
 
 def _wanted_length(sizes: ModelMemory, model: ModelConfig) -> int:
@@ -154,27 +173,6 @@ def _wanted_length(sizes: ModelMemory, model: ModelConfig) -> int:
             field="max_model_len",
         )
     return model.max_model_len
-
-
-def _workspace(
-    sizes: ModelMemory, scheduler: SchedulerConfig, platform: str, length: int
-) -> tuple[tuple[str, int], ...]:
-    """Bound what a step needs besides weights and pages.
-
-    Activations: of one layer at a time, the residual stream, its normalised copy, the layer's
-    output and what it is added to; queries, keys, values and attention's output; gate, up and
-    their product.
-    """
-    rows = _padded(scheduler.max_num_seqs)
-    tokens = max(_padded(scheduler.max_num_batched_tokens), rows)
-    heads = 2 * sizes.num_heads + 2 * sizes.num_kv_heads
-    width = 4 * sizes.hidden_size + heads * sizes.head_dim + 3 * sizes.mlp_size
-    return (
-        ("activations", tokens * width * sizes.itemsize),
-        ("logits", rows * sizes.vocab_size * 4 * LOGITS_COPIES[platform]),
-        ("history", (scheduler.max_num_seqs + 1) * (length + 1) * 4),
-        ("reserve", RESERVES[platform]),
-    )
 
 
 def _num_pages(
@@ -223,7 +221,7 @@ def _fixes(
     smaller = SMALLER_KV.get(sizes.kv.describe())
     if smaller is not None and cache.num_pages is None:
         kv = KVLayers((KV_SCHEMES[smaller],) * sizes.num_layers)
-        per_token = kv.bytes_per_token(sizes.num_kv_heads, sizes.head_dim)
+        per_token = dataclasses.replace(sizes, kv=kv).kv_bytes_per_token
         fit = num_pages * sizes.kv_bytes_per_token // per_token - 1
         fixes.append(f"set kv_dtype={smaller} ({fit} fit)")
     return fixes
@@ -238,10 +236,10 @@ def _pages_insufficient(numbers: str, held: int, fixes: list[str]) -> InvalidArg
 
 
 def _weights_too_large(
-    sizes: ModelMemory, workspace: tuple[tuple[str, int], ...], page_bytes: int, available: int
+    sizes: ModelMemory, beside: tuple[tuple[str, int], ...], page_bytes: int, available: int
 ) -> FailedPrecondition:
-    parts = ", ".join(f"{what} {size}" for what, size in workspace)
-    needed = sizes.weight_bytes + sum(size for _, size in workspace) + 2 * page_bytes
+    parts = ", ".join(f"{what} {size}" for what, size in beside)
+    needed = sizes.weight_bytes + sum(size for _, size in beside) + 2 * page_bytes
     fix = "dtype=bfloat16, " if sizes.itemsize == 4 else ""
     return FailedPrecondition(
         f"RTPJ-2104 MODEL_TOO_LARGE: the model needs {needed} bytes (weights {sizes.weight_bytes},"
@@ -249,7 +247,3 @@ def _weights_too_large(
         f" {needed - available} bytes more, or {fix}a smaller model, or lower max_num_seqs or"
         " max_num_batched_tokens.",
     )
-
-
-def _padded(size: int) -> int:
-    return -(-size // PADDING) * PADDING

@@ -24,21 +24,28 @@ from jax.experimental import serialize_executable
 
 from rtp_jax.config import compiler_flags
 from rtp_jax.errors import FailedPrecondition
+from rtp_jax.parallel.devices import WHOLE, Devices, Specs
 from rtp_jax.runner import kept_files
-from rtp_jax.runner.device import Device
+from rtp_jax.runner.host_memory import return_free_memory
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to compile: a function, the shapes of its arguments, and what it donates."""
+    """What to compile: a function, the shapes of its arguments, and what it donates.
+
+    Shapes are those of whole arrays; the function is one of what each device has of them, which
+    specs say: one for each argument, or for each part of it.
+    """
 
     name: str
     function: Callable
     arguments: tuple
     results: Any  # pytree of anything, shaped like what the function returns
     donated: tuple[int, ...] = ()
+    in_specs: Specs = WHOLE
+    out_specs: Specs = WHOLE
 
 
 @dataclass(slots=True)
@@ -55,14 +62,14 @@ def prepare_programs(
     *,
     folder: Path | None,
     key: str,
-    device: Device,
+    devices: Devices,
     progress: Callable[[str], None],
 ) -> tuple[Mapping[str, jax.stages.Compiled], CompileReport]:
     """Load each program from `folder`, or compile it and keep it there; several at a time."""
     start = time.monotonic()
     report = CompileReport()
     ready: dict[str, jax.stages.Compiled] = {}
-    prepare = functools.partial(_prepare, folder=folder, key=key, device=device)
+    prepare = functools.partial(_prepare, folder=folder, key=key, devices=devices)
     threads = max(1, min(len(programs), os.cpu_count() or 1))
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         for program, (compiled, was_loaded) in zip(
@@ -89,8 +96,9 @@ def make_private(folder: Path) -> None:
         )
 
 
-def environment_key(device: Device) -> str:
-    """Hash what a program depends on besides the model: sources, versions, machine."""
+def environment_key(devices: Devices) -> str:
+    """Hash what a program depends on besides the model: sources, versions, machine, devices."""
+    device = devices.every[0]
     digest = hashlib.sha256()
     root = Path(__file__).parent.parent
     for room in ("kernels", "layers", "models", "parallel", "quant", "runner"):
@@ -104,6 +112,7 @@ def environment_key(device: Device) -> str:
         digest.update(importlib.metadata.version(package).encode() + b"\0")
     digest.update(f"{platform.python_version()} {device.platform} {device.device_kind}".encode())
     digest.update(f"{_cpu_features()} {os.cpu_count()} {len(jax.devices())}".encode())
+    digest.update(f"{devices.shape} {[device.id for device in devices.every]}".encode())
     return digest.hexdigest()
 
 
@@ -118,29 +127,37 @@ def _cpu_features() -> str:
 
 
 def _prepare(
-    program: Program, *, folder: Path | None, key: str, device: Device
+    program: Program, *, folder: Path | None, key: str, devices: Devices
 ) -> tuple[jax.stages.Compiled, bool]:
     """Return a compiled program and whether it came from the folder."""
     described = f"{key} {program.name} {jax.tree.map(_shape, program.arguments)} {program.donated}"
+    described += f" {program.in_specs} {program.out_specs}"
     path = None
     if folder is not None:
         path = folder / f"{program.name}-{hashlib.sha256(described.encode()).hexdigest()[:32]}"
-        if compiled := _load(path, program, device):
+        if compiled := _load(path, program, devices):
             return compiled, True
-    jitted = jax.jit(program.function, donate_argnums=program.donated, keep_unused=True)
-    with jax.default_device(device):
-        compiled = jitted.lower(*program.arguments).compile()
+    compiled = lowered(program, devices).compile()
+    return_free_memory()  # some 100 MB, before the next one takes as much
     if path is not None:
         payload, _, _ = serialize_executable.serialize(compiled)
         kept_files.write(path, payload)
     return compiled, False
 
 
+def lowered(program: Program, devices: Devices) -> jax.stages.Lowered:
+    """Trace a program for the compiler."""
+    function = devices.over(program.function, program.in_specs, program.out_specs)
+    jitted = jax.jit(function, donate_argnums=program.donated, keep_unused=True)
+    with devices.at_work():
+        return jitted.lower(*devices.described(program.arguments, program.in_specs))
+
+
 def _shape(leaf: Any) -> str:
     return f"{leaf.dtype}{leaf.shape}"
 
 
-def _load(path: Path, program: Program, device: Device) -> jax.stages.Compiled | None:
+def _load(path: Path, program: Program, devices: Devices) -> jax.stages.Compiled | None:
     payload = kept_files.read(path)
     if payload is None:
         return None
@@ -149,8 +166,8 @@ def _load(path: Path, program: Program, device: Device) -> jax.stages.Compiled |
             payload,
             jax.tree.structure((program.arguments, {})),
             jax.tree.structure(program.results),
-            backend=device.client,
-            execution_devices=[device],
+            backend=devices.every[0].client,
+            execution_devices=devices.every,
         )
     except (RuntimeError, ValueError, TypeError, EOFError) as error:
         logger.warning("compiled program %s does not load (%s); compiling it", path.name, error)

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from rtp_jax.kernels.pages import KVGroup
+from rtp_jax.page_record import PageMoves
+from rtp_jax.parallel.devices import WHOLE, Devices, Specs
 from rtp_jax.request import StepPlan, StepResult
 from rtp_jax.runner.batch import Batch, SlotTable, WideArrays
 from rtp_jax.runner.buckets import Bucket
 from rtp_jax.runner.compile_watch import CompileWatch
-from rtp_jax.runner.device import Device
 from rtp_jax.runner.host_memory import return_free_memory
+from rtp_jax.runner.kv_arrays import KV_SPEC
 from rtp_jax.runner.packing import layout
+from rtp_jax.runner.page_moves import PageMover
 from rtp_jax.runner.programs import CompileReport, Program, prepare_programs
-from rtp_jax.runner.sampler import Sampled
+from rtp_jax.runner.sampler import Sampled, sample
 from rtp_jax.runner.step import State, WideArguments, set_history, step_function
 from rtp_jax.runner.zeroed import maker, zero
 from rtp_jax.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROB_TOKEN_IDS
@@ -80,11 +84,12 @@ class InFlight:
         )
 
 
+STATE_SPECS: Specs = State._make((KV_SPEC, WHOLE))  # how devices share it
 _LOGPROBS = ("logprobs", "ranks", "top_ids", "top_logprobs", "chosen_logprobs")
 
 
 class Runner:
-    """Weights, KV pages and history on one device, and the programs that advance them."""
+    """Weights, KV pages and history on the devices, and the programs that advance them."""
 
     def __init__(
         self,
@@ -92,13 +97,29 @@ class Runner:
         weights: list[jax.Array],
         build: Callable,
         shapes: StepShapes,
-        device: Device,
+        devices: Devices,
+        weight_specs: list[PartitionSpec] | None = None,
+        native: str | None = None,
+        moves_pages: bool = False,
     ):
+        """Hold what programs are made of.
+
+        Args:
+          weights: leaves that `build` takes, what one device has of each.
+          build: puts the model together.
+          shapes: of whole arrays.
+          devices: where everything is.
+          weight_specs: how devices share each of `weights`; None: every device has them all.
+          native: level of C++ kernels that programs may call; None keeps them to XLA, but for what
+            `build` calls.
+          moves_pages: whether there are programs that copy pages to the host and back.
+        """
         self.shapes = shapes
         self.compile_report = CompileReport()
         self._weights = weights
         self.build = build
-        self._device = device
+        self._devices, self._native = devices, native
+        self._weight_specs = WHOLE if weight_specs is None else weight_specs
         self._slots = SlotTable(
             num_slots=shapes.num_slots,
             table_width=shapes.table_width,
@@ -107,14 +128,16 @@ class Runner:
         self._programs: Mapping[str, jax.stages.Compiled] = {}
         self._unused = {bucket: self._unused_wide(bucket) for bucket in shapes.buckets}
         self._state: State | None = None
+        self.mover = PageMover(shapes.kv, devices) if moves_pages else None
 
     def compile(self, *, folder, key: str, progress: Callable[[str], None]) -> CompileReport:
         """Make every program ready, allocate the state, and run each program once on padding."""
         self._programs, self.compile_report = prepare_programs(
-            self.programs(), folder=folder, key=key, device=self._device, progress=progress
+            self.programs(), folder=folder, key=key, devices=self._devices, progress=progress
         )
         return_free_memory()
         self.reset_state()
+        assert self._state is not None
         for bucket in self.shapes.buckets:
             vector, fields = layout(bucket, self.shapes.table_width).new()
             for name in ("token_slots", "row_slots", "commit_slots"):
@@ -124,13 +147,16 @@ class Runner:
             fields["repetition"][:] = 1
             self.execute(Batch(bucket, vector, WideArrays(), True)).to_host()
         self.remember(0, np.zeros(0, np.int32))
+        if self.mover is not None:
+            self.mover.start_reading(self._programs)
+            self._state = self._state._replace(kv=self.mover.warm_up(self._state.kv))
         return self.compile_report
 
     def reset_state(self) -> None:
         """Allocate zeroed pages and history; whatever they held is gone."""
         self._state = None  # free the old arrays first
         state = self._programs["state"]()
-        zero(state, self._device)
+        zero(state, self._native)
         self._state = state
 
     @property
@@ -138,12 +164,20 @@ class Runner:
         """The leaves that `build` takes; there are none after `close`."""
         return self._weights
 
+    @property
+    def array_bytes(self) -> int:
+        """Bytes of all arrays that lie on the devices between steps."""
+        arrays = jax.tree.leaves((self._weights, self._state, self._unused))
+        return sum(part.data.nbytes for array in arrays for part in array.addressable_shards)
+
     def watch_compiles(self) -> CompileWatch:
         """Count what the calling thread compiles from now on."""
         return CompileWatch()
 
     def close(self) -> None:
         """Give the device's memory back."""
+        if self.mover is not None:
+            self.mover.close()
         self._weights, self._state, self._programs, self._unused = [], None, {}, {}
 
     def prepare(self, plan: StepPlan) -> Batch:
@@ -163,6 +197,12 @@ class Runner:
         self._state, sampled = program(self._weights, self._state, batch.vector, wide)
         return InFlight(batch, sampled)
 
+    def move(self, moves: PageMoves) -> None:
+        """Enqueue copies of pages to the host and back, before the next step."""
+        assert self._state is not None
+        assert self.mover is not None, "this runner was built to keep its pages"
+        self._state = self._state._replace(kv=self.mover.move(self._state.kv, moves))
+
     def remember(self, slot: int, ids: np.ndarray) -> None:
         """Write the token ids of a slot into the device's history."""
         assert self._state is not None
@@ -177,17 +217,22 @@ class Runner:
         scalar = jax.ShapeDtypeStruct((), jnp.int32)
         row = jax.ShapeDtypeStruct((self.shapes.history_shape[1],), jnp.int32)
         state = State._make((self.shapes.kv, history))
-        make = Program("state", maker(state, self._device.platform), (), state)
+        local = self._devices.local(state, STATE_SPECS)
+        make = Program(
+            "state", maker(local, self._native), (), state, in_specs=(), out_specs=STATE_SPECS
+        )
         steps = [self._step(bucket, state) for bucket in self.shapes.buckets]
         write = Program("history", set_history, (history, scalar, row), history, donated=(0,))
-        return [*reversed(steps), write, make]
+        moves = [] if self.mover is None else self.mover.programs()
+        return [*reversed(steps), *moves, write, make]
 
     def _step(self, bucket: Bucket, state: State) -> Program:
         fields = layout(bucket, self.shapes.table_width)
+        sampler = functools.partial(sample, vocab_size=self.shapes.vocab_size, native=self._native)
         describe = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
         return Program(
             f"step-{bucket}",
-            step_function(self.build, fields, self.shapes.vocab_size),
+            step_function(self.build, fields, sampler),
             (
                 describe(self._weights),
                 state,
@@ -196,12 +241,14 @@ class Runner:
             ),
             (state, Sampled._make(Sampled._fields)),
             donated=(1,),
+            in_specs=(self._weight_specs, STATE_SPECS, WHOLE, WHOLE),
+            out_specs=(STATE_SPECS, WHOLE),
         )
 
     def _unused_wide(self, bucket: Bucket) -> WideArguments:
         """Neutral options that stay on the device for the steps that have none."""
         rows, words = bucket.sequences, -(-self.shapes.padded_vocab_size // 32)
-        put = functools.partial(jax.device_put, device=self._device)
+        put = self._devices.put
         return WideArguments(
             masks=put(np.zeros((rows, words), np.uint32)),
             bias_ids=put(np.full((rows, MAX_LOGIT_BIAS), -1, np.int32)),
@@ -215,7 +262,7 @@ class Runner:
         if wide.masks is None and wide.bias_ids is None and wide.logprob_ids is None:
             return unused
         used = [wide.masks is not None, wide.bias_ids is not None, wide.logprob_ids is not None]
-        put = functools.partial(jax.device_put, device=self._device)
+        put = self._devices.put
         return WideArguments(
             masks=unused.masks if wide.masks is None else put(wide.masks),
             bias_ids=unused.bias_ids if wide.bias_ids is None else put(wide.bias_ids),

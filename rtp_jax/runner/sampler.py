@@ -31,7 +31,13 @@ History = Int32[Array, "slots length"]
 
 
 def sample(
-    logits: Logits, history: History, options: RowOptions, wide: WideOptions, *, vocab_size: int
+    logits: Logits,
+    history: History,
+    options: RowOptions,
+    wide: WideOptions,
+    *,
+    vocab_size: int,
+    native: str | None = None,
 ) -> Sampled:
     """Choose a token for each row, and report it or the row's target.
 
@@ -41,17 +47,18 @@ def sample(
       options: what each row asks for.
       wide: what few rows ask for.
       vocab_size: how many ids are tokens; the rest is padding and never chosen.
+      native: level of the C++ kernels that may be called; None: none.
     """
 
     shaped = wide.any_masked() | wide.any_biased() | jnp.any(options.penalised())
     greedy = jnp.all((options.temperatures <= 0) & (options.num_logprobs < 0))
 
     def plain() -> Sampled:
-        best, largest = most_likely(logits, vocab_size)
+        best, largest = most_likely(logits, vocab_size, native)
         return _without_logprobs(_reported(best, largest, options), largest, wide)
 
     def full() -> Sampled:
-        some = functools.partial(_sample, vocab_size=vocab_size)
+        some = functools.partial(_sample, vocab_size=vocab_size, native=native)
         return jax.lax.platform_dependent(
             logits, history, options, wide, cpu=_few_at_a_time(some), default=some
         )
@@ -85,14 +92,20 @@ def _few_at_a_time(some: Callable[..., Sampled]) -> Callable[..., Sampled]:
 
 
 def _sample(
-    logits: Logits, history: History, options: RowOptions, wide: WideOptions, *, vocab_size: int
+    logits: Logits,
+    history: History,
+    options: RowOptions,
+    wide: WideOptions,
+    *,
+    vocab_size: int,
+    native: str | None,
 ) -> Sampled:
     logits = _tokens_only(logits, vocab_size)
     shaped = _if(wide.any_masked(), lambda x: _masked(x, wide), logits)
     shaped = _if(wide.any_biased(), lambda x: _biased(x, wide), shaped)
     penalised = jnp.any(options.penalised())
     shaped = _if(penalised, lambda x: _penalised(x, history, options), shaped)
-    best, largest = most_likely(shaped, vocab_size)
+    best, largest = most_likely(shaped, vocab_size, native)
     random = (options.temperatures > 0) & jnp.isfinite(largest)
 
     def drawn() -> Ids:

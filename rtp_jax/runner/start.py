@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
 from rtp_jax.config import native_cache
@@ -16,10 +15,12 @@ from rtp_jax.errors import FailedPrecondition
 from rtp_jax.kernels.native import library
 from rtp_jax.kernels.native.build import source_hash
 from rtp_jax.late_imports import late
+from rtp_jax.layers.encoding import VALUES
 from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture
 from rtp_jax.models.spec import ModelSpec
 from rtp_jax.models.structure import Skeleton, describe, described_skeleton
+from rtp_jax.parallel.devices import Devices, spec_of
 from rtp_jax.quant.kv_schemes import KVLayers
 from rtp_jax.quant.schemes import Scheme
 from rtp_jax.runner import kept_files
@@ -31,8 +32,9 @@ from rtp_jax.runner.programs import environment_key
 from rtp_jax.runner.runner import Runner, StepShapes
 from rtp_jax.weights.convert import Allocate, aligned
 from rtp_jax.weights.loader import LoadProgress, load
+from rtp_jax.weights.spread import OneDevice, OverMesh, Spread
 
-modules = late("rtp_jax.models.skeleton")  # and flax, which takes a second to import
+modules = late("rtp_jax.models.skeleton")  # and flax, which is slow to import
 
 Progress = Callable[[str], None]
 REPORT_EVERY = 0.1  # of the bytes
@@ -56,6 +58,7 @@ class RunnerPlan:
     vocab_size: int  # ids that may be sampled
     buckets: tuple[Bucket, ...]
     compile_cache: Path | None
+    moves_pages: bool = False  # whether pages leave the device and come back
 
 
 def start_runner(
@@ -70,7 +73,7 @@ def start_runner(
     """Load the weights, prepare every program of the lattice and run each once."""
     _load_native(plan, facts, progress)
     target = _target(plan, facts)
-    key = _hash(f"{environment_key(facts.device)} {spec} {target} {source_hash()}")
+    key = _hash(f"{environment_key(facts.devices)} {spec} {target} {source_hash()}")
     bones = _skeleton(spec, target, plan.compile_cache, key)
     table = architecture(spec.architecture).weight_table(spec)
     loaded = load(
@@ -80,7 +83,7 @@ def start_runner(
         encoders=encoders(bones),
         progress=_Reporter(progress),
         allocate=allocate,
-        place=lambda _, array: jax.device_put(array, facts.device),
+        spread=spread_over(facts.devices, bones),
     )
     shapes = StepShapes(
         buckets=plan.buckets,
@@ -92,10 +95,26 @@ def start_runner(
         padded_vocab_size=spec.vocab_size,
     )
     runner = Runner(
-        weights=bones.leaves(loaded), build=bones.assemble, shapes=shapes, device=facts.device
+        weights=bones.leaves(loaded),
+        build=bones.assemble,
+        shapes=shapes,
+        devices=facts.devices,
+        weight_specs=[spec_of(axes) for axes in bones.axes.values()],
+        native=target.native,
+        moves_pages=plan.moves_pages,
     )
     runner.compile(folder=plan.compile_cache, key=_hash(f"{key} {shapes}"), progress=progress)
     return runner
+
+
+def spread_over(devices: Devices, bones: Skeleton) -> Spread:
+    """Say which device gets what of each parameter."""
+    if devices.mesh is None:
+        return OneDevice(lambda _, array: devices.put(array))
+    specs = {path: spec_of(axes) for path, axes in bones.axes.items()}
+    # A matrix that is held as it is stored is loaded under its stored path.
+    specs |= {path.removesuffix(VALUES): spec for path, spec in specs.items()}
+    return OverMesh(devices.mesh, specs)
 
 
 def _skeleton(spec: ModelSpec, target: Target, folder: Path | None, key: str) -> Skeleton:
@@ -131,6 +150,7 @@ def _target(plan: RunnerPlan, facts: DeviceFacts) -> Target:
         native=None if kernels is None else kernels.level,
         skip_padding=plan.skip_padding,
         kv_groups=plan.kv.group_of,
+        mesh=facts.devices.shape,
     )
 
 

@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from rtp_jax.kernels.pages import KVGroup, StepInputs
 from rtp_jax.runner.packing import Layout
-from rtp_jax.runner.sampler import RowOptions, Sampled, WideOptions, sample
+from rtp_jax.runner.sampler import RowOptions, Sampled, WideOptions
 
 History = Int32[Array, "slots length"]  # token id at each position of each slot
+Sampler = Callable[[Array, History, RowOptions, WideOptions], Sampled]  # of float32 logits
 
 
 class State(NamedTuple):
@@ -58,7 +59,7 @@ def run_step(
     *,
     build: Callable[[list[Array]], Model],
     layout: Layout,
-    vocab_size: int,
+    sampler: Sampler,
 ) -> tuple[State, Sampled]:
     """Advance every sequence of a step and sample where a logit row asks for it.
 
@@ -81,9 +82,7 @@ def run_step(
     model = build(weights)
     hidden, kv = model(tokens, state.kv, step)
     logits = model.unembed(hidden[fields["logit_rows"]], fields["num_logit_rows"][0])
-    sampled = sample(
-        logits, history, _row_options(fields), _wide_options(wide), vocab_size=vocab_size
-    )
+    sampled = sampler(logits, history, _row_options(fields), _wide_options(wide))
     history = history.at[fields["commit_slots"], fields["row_positions"]].set(sampled.token_ids)
     return State(kv, history), sampled
 
@@ -123,6 +122,6 @@ def _wide_options(wide: WideArguments) -> WideOptions:
     )
 
 
-def step_function(build: Callable, layout: Layout, vocab_size: int) -> Callable:
+def step_function(build: Callable, layout: Layout, sampler: Sampler) -> Callable:
     """Bind what is fixed for a bucket, leaving a function of arrays."""
-    return functools.partial(run_step, build=build, layout=layout, vocab_size=vocab_size)
+    return functools.partial(run_step, build=build, layout=layout, sampler=sampler)

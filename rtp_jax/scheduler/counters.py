@@ -1,6 +1,7 @@
 """What has a scheduler done so far, and how fast?"""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from rtp_jax.request import StepPlan
 
@@ -16,6 +17,7 @@ class Counters:
     chunk_tokens: int = 0
     query_tokens: int = 0  # prompt tokens looked up in the prefix cache
     hit_tokens: int = 0  # prompt tokens found there
+    tier_hit_tokens: Counter[str] = field(default_factory=Counter)  # the same by tier
     preemptions: int = 0
     evictions: int = 0  # pages that the prefix index lost to make room
     surplus_tokens: int = 0  # sampled for sequences that had ended already

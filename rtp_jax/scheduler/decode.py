@@ -51,7 +51,7 @@ def next_mask(tracked: Tracked) -> np.ndarray | None:
 def _can_decode(tracked: Tracked) -> bool:
     sequence = tracked.sequence
     in_flight = sequence.num_in_flight
-    if sequence.num_computed < tracked.prefill_end:
+    if sequence.num_computed < tracked.prefill_end or tracked.prefill_only:
         return False
     if in_flight and (tracked.lockstep or in_flight >= MAX_AHEAD):
         return False

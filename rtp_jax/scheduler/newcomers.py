@@ -1,11 +1,12 @@
 """Which waiting sequences start in this step?
 
 The first in order, as long as a slot, tokens and pages are left.  The first that does not fit
-stops all behind it, so that a long prompt is never overtaken until nothing fits it any more.  Two
-kinds are passed over, because their time comes with the next commits and not with free pages:
+stops all behind it, so that a long prompt is never overtaken until nothing fits it any more.  Three
+kinds are passed over, because their time comes with commits or arrivals and not with free pages:
 
   - a preempted sequence of which a step is still in flight: its tokens are not all known yet;
-  - one whose prompt another one is just computing (`PageLedger.page_to_wait_for`).
+  - one whose prompt another one is just computing (`PageLedger.page_to_wait_for`), or loading;
+  - one whose pages are on their way from a slower tier (`parking.py`).
 
 A sequence takes the pages for all tokens that it has at once.  One page is left for each sequence
 that runs, since each needs one soon; without that, starting a sequence would soon cost another its
@@ -17,7 +18,7 @@ from rtp_jax.scheduler.preemption import preempt_for
 from rtp_jax.scheduler.prefill import chunk_size, prefill_row
 from rtp_jax.scheduler.room import Room
 from rtp_jax.scheduler.roster import Roster
-from rtp_jax.scheduler.tracked import Tracked, known_tokens
+from rtp_jax.scheduler.tracked import Tracked, prefill_end
 
 MAX_LOOKED_AT = 256  # waiting sequences that one step considers
 
@@ -37,6 +38,7 @@ class Newcomers:
         """Start sequences and plan their first chunks."""
         chosen: list[tuple[Tracked, StepRow]] = []
         ledger = self._roster.ledger
+        self._roster.parking.begin_turn()
         for tracked in self._candidates(only):
             if room.tokens == 0:
                 break
@@ -47,6 +49,8 @@ class Newcomers:
             matched = ledger.match(tracked)
             tracked.waits_for = ledger.page_to_wait_for(tracked, matched)
             if tracked.waits_for is not None:
+                continue
+            if only is None and self._roster.parking.keeps(tracked, matched, now_s):
                 continue
             count = self._first_chunk(tracked, matched, room)
             if count == 0 or not self._fits(tracked, matched, alone=only is not None):
@@ -63,8 +67,9 @@ class Newcomers:
         return [tracked] if tracked is not None and tracked in waiting else []
 
     def _first_chunk(self, tracked: Tracked, matched: list[int], room: Room) -> int:
-        tracked.prefill_end = known_tokens(tracked.sequence)
-        start = len(matched) * self._roster.ledger.page_size
+        size, loaded = self._roster.ledger.page_size, self._roster.parking.loaded(tracked)
+        tracked.prefill_end = prefill_end(tracked, size)
+        start = (len(matched) + loaded.behind(len(matched))) * size
         return chunk_size(tracked, start, room, self._longest)
 
     def _fits(self, tracked: Tracked, matched: list[int], *, alone: bool) -> bool:

@@ -37,10 +37,22 @@ def output_of(
         token_ids,
         finish_reason=reason,
         num_cached_tokens=sequence.num_cached,
+        cached_tokens=within(sequence.cached_tokens, sequence.num_prompt),
         num_preemptions=sequence.num_preemptions,
         admitted_s=sequence.admitted_s,
         request=sequence.request,
     )
+
+
+def within(cached_tokens: dict[str, int], num_prompt: int) -> dict[str, int]:
+    """Count by tier what was found of a prompt; output that was found behind it is none of it."""
+    if sum(cached_tokens.values()) <= num_prompt:
+        return cached_tokens
+    left, counts = num_prompt, {}
+    for tier, count in cached_tokens.items():  # in the order of the pages
+        counts[tier] = min(count, left)
+        left -= counts[tier]
+    return {tier: count for tier, count in counts.items() if count}
 
 
 def token_logprobs(sequence: Sequence, result: StepResult, at: int) -> list[TokenLogprobs] | None:

@@ -51,7 +51,7 @@ def chunk_rows(tracked: Tracked, start: int, count: int) -> int:
     """Count the logit rows of a chunk; they are its last ones."""
     sequence = tracked.sequence
     stop = start + count
-    rows = int(stop == tracked.prefill_end)
+    rows = int(stop == tracked.prefill_end and not tracked.prefill_only)
     if sequence.request.params.prompt_logprobs is None:
         return rows
     # Position i reports token i + 1, and num_prompt_logprobs of them are done: from token 1 on.
@@ -64,7 +64,7 @@ def prefill_row(tracked: Tracked, count: int, room: Room) -> StepRow:
     sequence = tracked.sequence
     start = sequence.num_computed
     stop = start + count
-    samples = stop == tracked.prefill_end
+    samples = stop == tracked.prefill_end and not tracked.prefill_only
     row = StepRow(
         sequence,
         sequence.slot,

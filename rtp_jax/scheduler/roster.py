@@ -7,18 +7,28 @@ The one owner of the lists, the slots and, through the ledger, the pages; who mo
 its callers.
 """
 
+from rtp_jax.cache.hierarchy import Hierarchy
 from rtp_jax.request import Phase, Sequence
 from rtp_jax.scheduler.counters import Counters, Pace
 from rtp_jax.scheduler.ordered import Ordered
 from rtp_jax.scheduler.page_ledger import PageLedger
-from rtp_jax.scheduler.tracked import Group, Tracked, known_tokens
+from rtp_jax.scheduler.parking import Parking
+from rtp_jax.scheduler.tracked import Group, Tracked, prefill_end
 
 
 class Roster:
     """All live sequences of an engine."""
 
-    def __init__(self, *, num_slots: int, ledger: PageLedger, counters: Counters):
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        ledger: PageLedger,
+        counters: Counters,
+        hierarchy: Hierarchy | None = None,
+    ):
         self.ledger = ledger
+        self.parking = Parking(ledger, hierarchy)
         self.counters = counters
         self.pace = Pace()
         self.groups: dict[str, Group] = {}  # live requests by id
@@ -31,7 +41,8 @@ class Roster:
         self.groups[group.request.id] = group
         self.num_new += 1
         for tracked in group.members:
-            self.waiting.add(tracked)
+            if tracked.sequence.phase is Phase.WAITING:  # not what had ended before
+                self.waiting.add(tracked)
 
     def find(self, sequence: Sequence) -> Tracked | None:
         """Return the entry of a sequence that lives."""
@@ -41,17 +52,24 @@ class Roster:
         return tracked if live and sequence.phase is not Phase.FINISHED else None
 
     def start(self, tracked: Tracked, matched: list[int], now_s: float) -> None:
-        """Give a waiting sequence a slot and pages, the matched ones first."""
-        sequence = tracked.sequence
+        """Give a waiting sequence a slot and pages: first those matched, then those loaded."""
+        sequence, size = tracked.sequence, self.ledger.page_size
         self.waiting.remove(tracked)
         self.running.add(tracked)
         sequence.phase, sequence.slot = Phase.RUNNING, self.free_slots.pop()
-        tracked.prefill_end = known_tokens(sequence)
-        self.ledger.open(tracked, matched)
+        tracked.prefill_end = prefill_end(tracked, size)
+        loaded = self.parking.loaded(tracked)
+        self.parking.leave(tracked)
+        tracked.num_fetches = 0
+        self.ledger.open(tracked, matched, loaded)
         if sequence.admitted_s is not None:
             return
-        sequence.admitted_s, sequence.num_cached = now_s, sequence.num_computed
-        if self.ledger.may_match(tracked):
+        sequence.admitted_s = now_s
+        sequence.num_cached = min(sequence.num_computed, sequence.num_prompt)
+        sequence.cached_tokens = loaded.tokens(len(matched), size)
+        if self.ledger.may_load(tracked):
+            for tier, num_tokens in sequence.cached_tokens.items():
+                self.counters.tier_hit_tokens[tier] += num_tokens
             self.counters.query_tokens += sequence.num_prompt
             self.counters.hit_tokens += sequence.num_cached
         if not tracked.group.started:
@@ -74,6 +92,7 @@ class Roster:
             self._leave_slot(tracked)
         else:
             self.waiting.remove(tracked)
+            self.parking.leave(tracked)
         tracked.sequence.phase = Phase.FINISHED
         group = tracked.group
         group.num_live -= 1

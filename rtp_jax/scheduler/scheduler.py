@@ -16,9 +16,12 @@ Read next: `decode.py`, `prefill.py`, `preemption.py`, and `page_ledger.py` for 
 
 import itertools
 
+from rtp_jax.cache.hierarchy import Hierarchy
+from rtp_jax.cache.page_events import PageEvents
 from rtp_jax.cache.page_identity import PageIdentity
 from rtp_jax.config import SchedulerConfig
 from rtp_jax.errors import ResourceExhausted, RtpError
+from rtp_jax.page_record import PageMoves
 from rtp_jax.request import (
     FinishReason,
     Phase,
@@ -30,6 +33,7 @@ from rtp_jax.request import (
     TokenOutput,
 )
 from rtp_jax.scheduler import outcome
+from rtp_jax.scheduler.backlog import Backlog, backlog_of
 from rtp_jax.scheduler.counters import Counters
 from rtp_jax.scheduler.decode import decode_rows
 from rtp_jax.scheduler.expiry import Expiry
@@ -57,6 +61,8 @@ class Scheduler:
         kv_scheme: str,
         prefix_caching: bool,
         max_logit_rows: int,
+        page_events: PageEvents | None = None,
+        hierarchy: Hierarchy | None = None,
     ):
         """Start with empty pages.
 
@@ -71,6 +77,8 @@ class Scheduler:
           kv_scheme: how the pages are encoded.
           prefix_caching: whether pages outlive their sequences.
           max_logit_rows: of one step.
+          page_events: told of the pages that can be found; None: nobody follows them.
+          hierarchy: tiers below the device, if there are any.
         """
         identity = PageIdentity(
             page_key, page_size=page_size, model_epoch=model_epoch, kv_scheme=kv_scheme
@@ -81,12 +89,19 @@ class Scheduler:
         self._max_logit_rows = max_logit_rows
         self._longest_chunk = config.max_prefill_chunk or config.max_num_batched_tokens
         self._ledger = PageLedger(
-            num_pages, page_size, identity if prefix_caching else None, self.counters
+            num_pages,
+            page_size,
+            identity if prefix_caching else None,
+            self.counters,
+            page_events or PageEvents(),
+            hierarchy,
         )
+        self._hierarchy = hierarchy
         self._roster = Roster(
             num_slots=min(config.max_num_seqs, max_logit_rows),  # each samples in most steps
             ledger=self._ledger,
             counters=self.counters,
+            hierarchy=hierarchy,
         )
         self._newcomers = Newcomers(self._roster, self._longest_chunk)
         self._expiry = Expiry(config.max_queue_s)
@@ -97,6 +112,21 @@ class Scheduler:
     def has_work(self) -> bool:
         """True while any sequence lives."""
         return bool(self._roster.groups)
+
+    @property
+    def has_moves(self) -> bool:
+        """True while pages are to be read or written, whether or not a step follows."""
+        return bool(self._ledger.moves)
+
+    @property
+    def is_parked(self) -> bool:
+        """True if nothing can advance before pages arrive from a tier below the device."""
+        return len(self._roster.parking) > 0 and not self._roster.running
+
+    @property
+    def num_parked(self) -> int:
+        """Sequences that wait for pages from a tier below the device."""
+        return len(self._roster.parking)
 
     @property
     def num_running(self) -> int:
@@ -120,6 +150,10 @@ class Scheduler:
             "page_size": self._ledger.page_size,
             "max_num_seqs": self._config.max_num_seqs,
         }
+
+    def backlog(self) -> Backlog:
+        """Say how many tokens are to be computed; from any thread, and a step old at most."""
+        return backlog_of(self._roster.running.copied(), self._roster.waiting.copied())
 
     def add(self, request: Request, now_s: float) -> None:
         """Let a request wait that `admission.check_request` accepts, or say that too many do."""
@@ -162,11 +196,16 @@ class Scheduler:
             return None
         tracked, rows = zip(*chosen, strict=True)
         for each in tracked[num_decoding:]:
-            self._ledger.remember(each)  # from the next plan on others may read these pages
+            # From the next plan on others may read these pages.
+            self._ledger.remember(each, computed=False)
         plan = StepPlan(next(self._plan_numbers), rows)
         self._in_flight[plan.number] = plan, tracked
         counters.count_plan(plan, num_decoding)
         return plan
+
+    def take_moves(self) -> PageMoves:
+        """Hand over the copies that come before the step just scheduled, or before the next."""
+        return self._ledger.moves.take()
 
     def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> list[TokenOutput]:
         """Take the tokens of the oldest step in flight into its sequences."""
@@ -184,6 +223,8 @@ class Scheduler:
                 else:
                     self.counters.surplus_tokens += row.samples
                 at += row.num_logit_rows
+            elif tracked.prefill_only and row.start + row.count == tracked.prefill_end:
+                outputs += self._end_all([tracked], FinishReason.LENGTH)
         return outputs
 
     def finish(self, request_id: str, index: int, num_output_tokens: int) -> None:
@@ -230,10 +271,17 @@ class Scheduler:
         for tracked in self._roster.running.copied():
             self._roster.suspend(tracked)
         self._ledger.forget_all()
+        self._ledger.moves.drop()
 
     def reset_prefix_cache(self) -> None:
         """Forget all pages that could be found; sequences keep those that they hold."""
         self._ledger.forget_all()
+        if self._hierarchy is not None:
+            self._hierarchy.clear()
+
+    def close(self) -> None:
+        """Give up the copies that nobody will enqueue any more."""
+        self._ledger.moves.drop()
 
     def _commit_row(
         self,

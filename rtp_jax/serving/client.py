@@ -28,6 +28,7 @@ from rtp_jax.serving.client_messages import (
     score_request,
 )
 from rtp_jax.serving.output_messages import output_of, score_of
+from rtp_jax.serving.received import PAUSE_S, Received, parsed_targets
 from rtp_jax.serving.status import detail_of, error_of
 from rtp_jax.wire import generation_pb2 as pb
 from rtp_jax.wire.generation_pb2_grpc import GenerationStub
@@ -36,22 +37,28 @@ POLL_S = 0.05
 
 
 class Client:
-    """A connection to one server; use it as a context manager, or call `close`."""
+    """A connection to a server; use it as a context manager, or call `close`."""
 
-    def __init__(self, address: str, *, token: str | None = None, tls: Tls | None = None):
+    def __init__(
+        self, address: str | Sequence[str], *, token: str | None = None, tls: Tls | None = None
+    ):
         """Prepare a connection, which is made when it is needed.
 
         Args:
-          address: "host:port".
+          address: "host:port"; or several, of routers side by side: when one is lost, its
+            streams go on through the next.
           token: sent as a bearer token with every call.
           tls: None: no TLS.
         """
-        self.address = address
+        targets = parsed_targets(address)
+        self.address = ", ".join(targets)
         if tls is None:
-            self._channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+            channels = [grpc.insecure_channel(each, CHANNEL_OPTIONS) for each in targets]
         else:
-            self._channel = grpc.secure_channel(address, tls.credentials(), CHANNEL_OPTIONS)
-        self._stub = GenerationStub(self._channel)
+            trust = tls.credentials()
+            channels = [grpc.secure_channel(each, trust, CHANNEL_OPTIONS) for each in targets]
+        self._channels = channels
+        self._stubs = [GenerationStub(each) for each in channels]
         self._metadata = call_metadata(token)
 
     def __enter__(self) -> "Client":
@@ -62,7 +69,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls that run are cancelled."""
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def generate(
         self,
@@ -80,8 +88,16 @@ class Client:
         Raises:
           RtpError: it was refused or failed; `partial_output` has what came before.
         """
-        request = generate_request(prompt, params, options)
-        return output_of(self._call(self._stub.Generate, request, options.timeout_s), prompt)
+        received = Received(generate_request(prompt, params, options), len(self._stubs))
+        request = received.request
+        while True:
+            timeout_s, stub = call_timeout_s(received.timeout_s), self._stubs[0]
+            try:
+                with _raising():
+                    answer = stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
+                    return output_of(answer, prompt)
+            except RtpError as error:
+                request = self._move(received, error, stub)
 
     def stream(
         self,
@@ -90,50 +106,58 @@ class Client:
         options: RequestOptions = RequestOptions(),
     ) -> Iterator[RequestOutput]:
         """Generate and yield what is new as it comes; closing the iterator aborts the request."""
-        request = generate_request(prompt, params, options)
-        timeout_s = call_timeout_s(options.timeout_s)
-        call = self._stub.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
-        with _raising(), contextlib.closing(_Cancelling(call)):
-            for frame in call:
-                yield output_of(frame, prompt)
+        received = Received(generate_request(prompt, params, options), len(self._stubs))
+        request = received.request
+        while True:
+            timeout_s, stub = call_timeout_s(received.timeout_s), self._stubs[0]
+            call = stub.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
+            try:
+                with _raising(), contextlib.closing(_Cancelling(call)):
+                    for frame in call:
+                        if (new := received.take(frame)) is not None:
+                            yield output_of(new, prompt)
+                    return
+            except RtpError as error:
+                request = self._move(received, error, stub)
 
     def score(
         self, prompt: object, continuations: Sequence, *, timeout_s: float | None = None
     ) -> list[ScoreOutput]:
         """Return the log-probability that the model gives to each continuation of a prompt."""
         request = score_request(prompt, continuations, timeout_s)
-        answer = self._call(self._stub.Score, request, timeout_s)
+        answer = self._call("Score", request, timeout_s)
         return [score_of(score, answer.request_id) for score in answer.scores]
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text."""
-        return list(self._call(self._stub.Tokenize, pb.TokenizeRequest(text=text)).token_ids)
+        return list(self._call("Tokenize", pb.TokenizeRequest(text=text)).token_ids)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids."""
-        return self._call(self._stub.Detokenize, pb.DetokenizeRequest(token_ids=token_ids)).text
+        return self._call("Detokenize", pb.DetokenizeRequest(token_ids=token_ids)).text
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """End requests by id; one that is not there yet is ended when it comes."""
-        self._call(self._stub.Abort, pb.AbortRequest(request_ids=request_ids))
+        self._call("Abort", pb.AbortRequest(request_ids=request_ids))
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """Say which model is served."""
-        return self._call(self._stub.GetModelInfo, pb.GetModelInfoRequest())
+        return self._call("GetModelInfo", pb.GetModelInfoRequest())
 
     def server_info(self) -> pb.GetServerInfoResponse:
         """Say what the server is."""
-        return self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest())
+        return self._call("GetServerInfo", pb.GetServerInfoRequest())
 
     def loads(self) -> pb.GetLoadsResponse:
         """Say how busy the engine is."""
-        return self._call(self._stub.GetLoads, pb.GetLoadsRequest())
+        return self._call("GetLoads", pb.GetLoadsRequest())
 
     def is_serving(self) -> bool:
         """Ask for the server's health."""
-        stub = health_pb2_grpc.HealthStub(self._channel)
+        stub = health_pb2_grpc.HealthStub(self._channels[0])
         check = stub.Check  # pyright: ignore[reportAttributeAccessIssue]
-        answer = self._call(check, health_pb2.HealthCheckRequest())
+        with _raising():
+            answer = check(health_pb2.HealthCheckRequest(), metadata=self._metadata)
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def wait_until_serving(self, timeout_s: float) -> None:
@@ -149,9 +173,34 @@ class Client:
             f" {timeout_s:g} s. Its log says what it does."
         )
 
-    def _call(self, method, request, timeout_s: float | None = None):
-        with _raising():
-            return method(request, timeout=call_timeout_s(timeout_s), metadata=self._metadata)
+    def _call(self, method: str, request, timeout_s: float | None = None):
+        """Call one target after another, until one is there."""
+        for left in reversed(range(len(self._stubs))):
+            stub = self._stubs[0]
+            try:
+                with _raising():
+                    return getattr(stub, method)(
+                        request, timeout=call_timeout_s(timeout_s), metadata=self._metadata
+                    )
+            except Unavailable:
+                if not left:
+                    raise
+                self._leave(stub)
+        raise AssertionError("a client has a target")
+
+    def _move(
+        self, received: Received, error: RtpError, stub: GenerationStub
+    ) -> pb.GenerateRequest:
+        """Turn to the next target for the rest of an answer, or raise."""
+        request = received.rest(error)
+        self._leave(stub)
+        time.sleep(PAUSE_S)
+        return request
+
+    def _leave(self, stub: GenerationStub) -> None:
+        """Use the next target from now on, unless another call has turned to it already."""
+        if self._stubs[0] is stub:
+            self._stubs.append(self._stubs.pop(0))
 
 
 def partial_output(error: RtpError) -> RequestOutput | None:

@@ -4,6 +4,7 @@ Read next: `client.py`, or `async_client.py`.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ import grpc
 from google.protobuf import json_format
 
 from rtp_jax.errors import InvalidArgument
+from rtp_jax.request import Reuse
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.checks import checked_timeout
 from rtp_jax.serving.sampling_messages import message_of_params
 from rtp_jax.wire import generation_pb2 as pb
 
 MAX_MESSAGE_BYTES = 64 << 20
-# The server is told the timeout and answers with what it has; the call waits a little longer.
-MARGIN_S = 5.0
+# The server is told the timeout and answers with what it has; the call waits a little longer.  Not
+# much: a server that stands still says nothing, and its client is to know within a second.
+MARGIN_S = 0.9
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -51,7 +54,9 @@ class RequestOptions:
     priority: int = 0
     timeout_s: float | None = None
     cache_salt: str = ""
+    reuse: Reuse | None = None  # which tiers of KV may be used; None: all there are
     return_prompt_token_ids: bool = False
+    prefill_at: Sequence[str] = ()  # workers that may compute KV of the prompt, best first
 
 
 def generate_request(
@@ -66,6 +71,9 @@ def generate_request(
             request.sampling.CopyFrom(message_of_params(params))
         if options.cache_salt:
             request.cache_salt = options.cache_salt
+        request.prefill_at.extend(options.prefill_at)
+    if options.reuse is not None:
+        request.reuse.CopyFrom(pb.Reuse(**dataclasses.asdict(options.reuse)))
     if options.priority:
         request.priority = options.priority
     if options.timeout_s is not None:

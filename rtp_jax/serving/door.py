@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
@@ -47,17 +47,24 @@ class Service(Protocol):
 
 
 class Door:
-    """The methods of the generation service, as grpc wants them."""
+    """The methods of a service, as grpc wants them."""
 
-    def __init__(self, service: Service, *, metrics: Metrics, max_request_s: float):
-        self._service = service
+    def __init__(
+        self,
+        service: Service,
+        *,
+        metrics: Metrics,
+        max_request_s: float,
+        described: ServiceDescriptor = SERVICE,
+    ):
+        self._service, self._described = service, described
         self._metrics = metrics
         self._max_request_s = max_request_s
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what a server registers."""
-        methods = {method.name: self._method(method) for method in SERVICE.methods}
-        return grpc.method_handlers_generic_handler(SERVICE.full_name, methods)
+        methods = {method.name: self._method(method) for method in self._described.methods}
+        return grpc.method_handlers_generic_handler(self._described.full_name, methods)
 
     def _method(self, method: MethodDescriptor) -> grpc.RpcMethodHandler:
         asked, answered = GetMessageClass(method.input_type), GetMessageClass(method.output_type)

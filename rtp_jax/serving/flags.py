@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from rtp_jax.config import environment_options
+from rtp_jax.config import ServerConfig, environment_options
 from rtp_jax.sampling_params import SamplingParams, unknown_option
+from rtp_jax.serving.route_config import RouteConfig
 from rtp_jax.serving.sampling_messages import SCALARS
 from rtp_jax.serving.settings import (
     CONFIG,
@@ -15,6 +16,7 @@ from rtp_jax.serving.settings import (
     flag,
     gather,
     knobs,
+    names_of,
     read,
 )
 
@@ -23,7 +25,16 @@ SAMPLING = [name for name in SCALARS if name != "seed"]  # --seed is the engine'
 
 def add_settings(parser: argparse.ArgumentParser, *, server: bool) -> None:
     """Add a flag for each setting of the engine and, for those that serve, of the server."""
-    known = knobs() if server else engine_knobs()
+    known = engine_knobs() | (names_of(ServerConfig) if server else {})
+    _add_all(parser, known)
+
+
+def add_route_settings(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each setting of the server and of the router."""
+    _add_all(parser, names_of(ServerConfig) | names_of(RouteConfig))
+
+
+def _add_all(parser: argparse.ArgumentParser, known: Mapping[str, dataclasses.Field]) -> None:
     parser.add_argument(flag(CONFIG), help="YAML file of settings", metavar="FILE")
     group = parser.add_argument_group("settings", "also RTP_JAX_... variables and keys of the file")
     for name, knob in known.items():

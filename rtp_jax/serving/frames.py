@@ -1,5 +1,6 @@
 """What is in a frame of a stream?  What is new; and in the first and the last one, the counts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rtp_jax.outputs import RequestOutput
@@ -16,10 +17,11 @@ from rtp_jax.wire import generation_pb2 as pb
 class Frames:
     """Numbers the frames of one stream, and the tokens of each completion."""
 
-    def __init__(self, *, with_prompt_ids: bool):
+    def __init__(self, *, with_prompt_ids: bool, num_resumed: Sequence[int] = ()):
+        """Start; `num_resumed` counts the tokens that each completion had before."""
         self._with_prompt_ids = with_prompt_ids
         self._next = 0
-        self._num_tokens_of: dict[int, int] = {}
+        self._num_tokens_of = dict(enumerate(num_resumed))
         self._num_prompt_logprobs = 0
 
     def frame(self, output: RequestOutput) -> pb.GenerateFrame:

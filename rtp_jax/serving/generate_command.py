@@ -10,6 +10,7 @@ from typing import Any
 
 from rtp_jax.errors import InvalidArgument, RtpError
 from rtp_jax.outputs import RequestOutput
+from rtp_jax.request import EVERY_TIER, TIERS, Reuse
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.auth import read_tokens
 from rtp_jax.serving.client import Client
@@ -34,12 +35,20 @@ def generate(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     """Continue prompts, or standard input, and show the text as it comes."""
     _add_source(parser)
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="none: standard input")
+    parser.add_argument(
+        "--no-reuse",
+        action="append",
+        default=[],
+        choices=TIERS,
+        help="leave a tier of KV alone; may be given several times",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object for each prompt")
     parsed = parse(parser, arguments)
     params = sampling_of(parsed, {})
     prompts = parsed.prompts or [sys.stdin.read(MAX_STDIN_CHARS)]
     failed = False
-    with (source := _source(parsed)).owner:
+    reuse = Reuse(**dict.fromkeys(parsed.no_reuse, False))
+    with (source := _source(parsed, reuse)).owner:
         for prompt in prompts:
             try:
                 _show(source.stream(prompt, params), prompt, as_json=parsed.json)
@@ -115,7 +124,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, server=False)
 
 
-def _source(parsed: argparse.Namespace) -> Source:
+def _source(parsed: argparse.Namespace, reuse: Reuse = EVERY_TIER) -> Source:
     if parsed.server is None:
         if parsed.token_file or parsed.tls_ca:
             raise InvalidArgument(
@@ -125,14 +134,24 @@ def _source(parsed: argparse.Namespace) -> Source:
             )
         settings = settings_of(parsed)
         engine = start_engine(settings, lambda line: print(line, file=sys.stderr, flush=True))
-        return Source(engine, engine.stream, engine.chat_prompt)
+        return Source(
+            engine,
+            lambda prompt, params: engine.stream(_with_reuse(prompt, reuse), params),
+            engine.chat_prompt,
+        )
     token = read_tokens(parsed.token_file)[0] if parsed.token_file else None
     client = Client(
         parsed.server, token=token, tls=Tls(ca=parsed.tls_ca) if parsed.tls_ca else None
     )
-    options = RequestOptions(model=parsed.model)
+    options = RequestOptions(model=parsed.model, reuse=None if reuse == EVERY_TIER else reuse)
     return Source(
         client,
         lambda prompt, params: client.stream(prompt, params, options),
         lambda messages: {"messages": messages},
     )
+
+
+def _with_reuse(prompt: object, reuse: Reuse) -> object:
+    """Spell a prompt, text or ids, with the tiers that it may use."""
+    key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
+    return prompt if reuse == EVERY_TIER else {key: prompt, "reuse": reuse}

@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 
 from rtp_jax.config import ServerConfig
-from rtp_jax.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from rtp_jax.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from rtp_jax.outputs import RequestOutput
 from rtp_jax.sampling_params import OutputKind, SamplingParams
 from rtp_jax.serving.checks import (
@@ -29,7 +35,7 @@ from rtp_jax.serving.door import Call
 from rtp_jax.serving.frames import Frames
 from rtp_jax.serving.info_messages import loads_message, model_info_message
 from rtp_jax.serving.output_messages import response_message, score_message
-from rtp_jax.serving.prompts import MAX_TRUNCATION, chat_ids, check_text, prompt_of
+from rtp_jax.serving.prompts import MAX_TRUNCATION, chat_ids, check_text, prompt_of, reuse_of
 from rtp_jax.serving.sampling_messages import params_of
 from rtp_jax.serving.served import Served, Tokenizer, last
 from rtp_jax.serving.status import EndedEarly
@@ -37,6 +43,8 @@ from rtp_jax.wire import generation_pb2 as pb
 
 MAX_SALT_CHARS = 256
 MAX_CONTINUATIONS = 128
+MAX_COMPLETIONS = 1024
+MAX_NAME_CHARS = 128  # of sessions and tenants
 MAX_DETOKENIZE_IDS = 1 << 20
 RETRY_AFTER_S = 2.0
 
@@ -53,9 +61,11 @@ class Asked:
 class GenerationService:
     """Serves one engine, which is put into `engine` once it is ready."""
 
-    def __init__(self, config: ServerConfig):
+    def __init__(self, config: ServerConfig, *, routes: bool = False):
+        """Start without an engine; `routes` says that it will be one made of workers."""
+        self.routes = routes
         self.engine: Served | None = None
-        self.draining = False
+        self.draining = self.ended = False
         self.live_ids: set[str] = set()
         self._config = config
         self._started_s = time.monotonic()
@@ -66,7 +76,11 @@ class GenerationService:
         engine = self.engine_for(request.model)
         asked = await self._asked(engine, request, call, OutputKind.FINAL_ONLY)
         output = await last(self.outputs(engine, asked.prompt, asked.params, asked.options))
-        answer = response_message(output, with_prompt_ids=request.return_prompt_token_ids)
+        answer = response_message(
+            output,
+            with_prompt_ids=request.return_prompt_token_ids,
+            num_resumed=[len(each.ids) for each in request.resume.output],
+        )
         if output.error is not None:
             raise EndedEarly(output.error, answer)
         return answer
@@ -77,7 +91,10 @@ class GenerationService:
         """Generate and yield what is new."""
         engine = self.engine_for(request.model)
         asked = await self._asked(engine, request, call, OutputKind.DELTA)
-        frames = Frames(with_prompt_ids=request.return_prompt_token_ids)
+        frames = Frames(
+            with_prompt_ids=request.return_prompt_token_ids,
+            num_resumed=[len(each.ids) for each in request.resume.output],
+        )
         outputs = self.outputs(engine, asked.prompt, asked.params, asked.options)
         async with aclosing(outputs):
             async for output in outputs:
@@ -116,6 +133,7 @@ class GenerationService:
     async def Score(self, request: pb.ScoreRequest, call: Call) -> pb.ScoreResponse:
         """Return the log-probabilities of given continuations."""
         engine = self.engine_for(request.model)
+        engine.check_generates()
         at_most("continuations", request.continuations, MAX_CONTINUATIONS, what="entries")
         prompt = prompt_of(engine, "input", request)
         continuations = [
@@ -155,6 +173,7 @@ class GenerationService:
             draining=self.draining,
             max_message_bytes=self._config.max_message_bytes,
             max_request_s=self._config.max_request_s,
+            tensor_parallel_size=0 if info is None else info.tensor_parallel_size,
         )
 
     async def GetLoads(self, request: pb.GetLoadsRequest, call: Call) -> pb.GetLoadsResponse:
@@ -165,6 +184,7 @@ class GenerationService:
         self, engine: Served, prompt: str | list[int], params: SamplingParams, options: dict
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what an engine answers; closing this gives the request up."""
+        engine.check_generates()
         outputs = engine.stream_async(prompt, params, **options)
         with self._live(options["request_id"]):
             async with aclosing(outputs):
@@ -203,12 +223,36 @@ class GenerationService:
             "priority": request.priority,
             "deadline_s": _deadline_s(request, call),
             "cache_salt": request.cache_salt,
+            "reuse": reuse_of(request.reuse) if request.HasField("reuse") else None,
         }
+        if request.prefill_at:
+            options["prefill_at"] = tuple(request.prefill_at)
+        options |= self._more_options(engine, request)
         if is_chat:
             return Asked(await chat_ids(engine, request.chat), params, options)
         truncation = 1 if params.truncate_prompt_tokens is None else MAX_TRUNCATION
         prompt = prompt_of(engine, "input", request, truncation=truncation)
         return Asked(prompt, params, options)
+
+    def _more_options(self, engine: Served, request: pb.GenerateRequest) -> dict:
+        """Read what only some requests have."""
+        options: dict[str, object] = {}
+        if request.HasField("resume"):
+            at_most("resume.output", request.resume.output, MAX_COMPLETIONS, what="entries")
+            for each in request.resume.output:
+                at_most("resume.output", each.ids, engine.info.max_model_len, what="token ids")
+            options["resume"] = [list(each.ids) for each in request.resume.output]
+        if request.HasField("tenant") and not self.routes:
+            raise Unimplemented(
+                "RTPJ-5606 TENANT_NEEDS_ROUTER: quotas of tenants are kept by a router, and this is"
+                " a worker. Leave tenant out, or send the request to the router.",
+                field="tenant",
+            )
+        if self.routes:  # a worker is where all requests of a session meet, anyway
+            at_most("session", request.session, MAX_NAME_CHARS, what="characters")
+            at_most("tenant", request.tenant, MAX_NAME_CHARS, what="characters")
+            options |= {"session": request.session, "tenant": request.tenant}
+        return options
 
     @contextmanager
     def _live(self, request_id: str) -> Iterator[None]:

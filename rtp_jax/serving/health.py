@@ -3,12 +3,14 @@
 SERVING begins after the weights are loaded, the steps are compiled and one canary generation came
 back.  From then on a watchdog looks at the engine's loop: one that is stuck turns health to
 NOT_SERVING, and all stacks go to standard error; one that moves again turns it back.  A dead loop,
-or one that is stuck for twice the time, ends the process, for its supervisor to restart it.
+or one that is stuck for twice the time, ends the process, for its supervisor to restart it.  An
+engine that holds what only the end of its process gives back drains first.
 """
 
 import asyncio
 import faulthandler
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -59,10 +61,8 @@ async def canary(engine: Served, *, timeout_s: float = CANARY_TIMEOUT_S) -> floa
     """
     began = time.monotonic()
     params = CANARY if engine.tokenizer else _without_text(CANARY)
-    deadline_s = time.monotonic() + timeout_s
-    output = await last(
-        engine.stream_async([0], params, request_id="canary", deadline_s=deadline_s)
-    )
+    deadline_s, name = time.monotonic() + timeout_s, f"canary-{secrets.token_hex(4)}"
+    output = await last(engine.stream_async([0], params, request_id=name, deadline_s=deadline_s))
     if output.error is not None or not output.outputs[0].token_ids:
         reason = "nothing came" if output.error is None else str(output.error)
         raise Internal(
@@ -80,6 +80,7 @@ class Watchdog:
     health: Health
     stall_timeout_s: float
     on_death: Callable[[str], None]  # told why the process should end
+    on_retirement: Callable[[str], None]  # told why it should drain and end
     period_s: float = 0.25
 
     async def run(self) -> None:
@@ -93,6 +94,8 @@ class Watchdog:
             if stuck_s > 2 * self.stall_timeout_s:
                 await self._died(f"its loop is stuck for {stuck_s:.0f} s")
                 return
+            if (reason := _retires(self.engine)) is not None and not self.health.draining:
+                self.on_retirement(reason)
             await self._look(stuck_s)
 
     async def _look(self, stuck_s: float) -> None:
@@ -113,6 +116,10 @@ class Watchdog:
         dump_stacks()
         await self.health.say(False, f"the engine is lost: {reason}")
         self.on_death(reason)
+
+
+def _retires(engine: Served) -> str | None:
+    return None if engine.transfer is None else engine.transfer.retires
 
 
 def dump_stacks() -> None:

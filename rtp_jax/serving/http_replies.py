@@ -6,6 +6,7 @@ additions keep their names: `stop_reason`, `prompt_logprobs`, `token_ids`, `prom
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,9 +58,11 @@ class Reply:
         prompts, output_tokens = self._prompts.values(), self._num_output_tokens
         prompt_tokens = sum(len(each.prompt_token_ids) for each in prompts)
         cached = sum(each.num_cached_tokens for each in prompts)
+        by_tier = sum((Counter(each.cached_tokens) for each in prompts), Counter())
         counts = {"prompt_tokens": prompt_tokens, "completion_tokens": output_tokens}
         counts["total_tokens"] = prompt_tokens + output_tokens
-        return counts | {"prompt_tokens_details": {"cached_tokens": cached}}
+        details = {"cached_tokens": cached, "cached_tokens_by_tier": dict(by_tier)}
+        return counts | {"prompt_tokens_details": details}
 
     def _choice(self, number: int, output: RequestOutput, at: int) -> dict:
         part, form = output.outputs[at], self.asked.form

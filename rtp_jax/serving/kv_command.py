@@ -38,9 +38,9 @@ def kv_layers(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     )
     print("layer  " + "".join(f"{scheme:>12}" for scheme in found.alone[0]) + "  chosen")
     for layer, (alone, scheme) in enumerate(zip(found.alone, found.layers.schemes, strict=True)):
-        figures = "".join(f"{nats:12.6f}" for nats in alone.values())
+        figures = "".join(f"{nats:12.2e}" for nats in alone.values())
         print(f"{layer:5}  {figures}  {scheme.name}")
-    print(f"together {found.divergence:.6f} nats per token, over {found.num_tokens} tokens")
+    print(f"together {found.divergence:.2e} nats per token, over {found.num_tokens} tokens")
     words = found.layers.describe()
     print(f"{'kv_layers' if ':' in words else 'kv_dtype'}: {words}")
     return 0

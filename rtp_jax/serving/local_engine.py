@@ -8,8 +8,11 @@ from typing import Any
 
 import rtp_jax
 from rtp_jax.config import EngineConfig
+from rtp_jax.late_imports import late
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.settings import Settings
+
+building = late("rtp_jax.engine.build")  # and jax
 
 
 def start_engine(
@@ -23,5 +26,4 @@ def start_engine(
 def decided(settings: Settings) -> Any:
     """Resolve a model and its memory as the engine would; reads small files only."""
     model, config = settings.model, EngineConfig.from_options(**settings.engine_options())
-    assert rtp_jax.Engine  # which imports the rooms around it
-    return rtp_jax.engine.build.decide(model, config)  # pyright: ignore[reportAttributeAccessIssue]
+    return building.decide(model, config)

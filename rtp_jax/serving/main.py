@@ -1,10 +1,12 @@
 """The command line: which command was meant, and how it ends.
 
-    rtp-jax generate | chat | serve | bench | info | plan | kv-layers | doctor | --version
+    rtp-jax generate | chat | serve | route | cluster | members | status | bench | info | plan
+          | kv-layers | doctor
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.  Errors are one message, never a
 trace.  Nothing here imports the engine, which takes seconds, before a command needs it.
-Read next: `serve_command.py`, `generate_command.py`, `bench_command.py`, `look_commands.py`.
+Read next: `serve_command.py`, `route_command.py`, `generate_command.py`, `bench_command.py`,
+`look_commands.py`.
 """
 
 import argparse
@@ -15,16 +17,24 @@ from importlib import metadata
 
 from rtp_jax.errors import InvalidArgument, RtpError, Unimplemented
 from rtp_jax.serving.bench_command import bench
+from rtp_jax.serving.cluster.command import cluster
 from rtp_jax.serving.generate_command import chat, generate
 from rtp_jax.serving.kv_command import kv_layers
 from rtp_jax.serving.look_commands import doctor, info, plan
+from rtp_jax.serving.members_command import members
+from rtp_jax.serving.route_command import route
 from rtp_jax.serving.serve_command import serve
+from rtp_jax.serving.status_command import status
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 COMMANDS = {  # name -> what runs, what it does
     "generate": (generate, "continue prompts"),
     "chat": (chat, "talk with a model"),
     "serve": (serve, "serve a model over gRPC"),
+    "route": (route, "serve a model over gRPC with the workers of a cluster"),
+    "cluster": (cluster, "bring workers and routers up, scale them, end them"),
+    "members": (members, "write a router's file of workers from names in DNS"),
+    "status": (status, "show the workers of a router, and what they do"),
     "bench": (bench, "measure an engine or a server"),
     "info": (info, "say what a model or a server is"),
     "plan": (plan, "show how the memory would be used, without starting"),
@@ -32,7 +42,7 @@ COMMANDS = {  # name -> what runs, what it does
     "doctor": (doctor, "check this installation"),
 }
 # What is wrong about how a command was called: options, settings, files of the server.
-USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-52", "RTPJ-55")
+USAGE_IDS = ("RTPJ-10", "RTPJ-11", "RTPJ-12", "RTPJ-52", "RTPJ-55", "RTPJ-56", "RTPJ-70")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,14 +4,15 @@
     /livez     200 while the engine's loop turns, or is being built: else restart the process
     /readyz    200 while requests are welcome
 
-It answers when gRPC's loop is busy, and serves nothing else.
+It answers when gRPC's loop is busy.  A router adds its status page (`status_page.py`).
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -19,6 +20,7 @@ from rtp_jax.errors import FailedPrecondition
 
 PLAIN = "text/plain; charset=utf-8"
 TIMEOUT_S = 10.0
+Page = Callable[[], tuple[str, str, bool]]  # text, content type, and whether all is well
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,20 @@ class Probes:
 class MetricsEndpoint:
     """Serves from construction to `close`; `port` is the one it really has."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, probes: Probes):
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        probes: Probes,
+        more: Mapping[str, Page] = MappingProxyType({}),
+    ):
         class Handler(_Handler):
             pages = {  # noqa: RUF012
-                "/metrics": lambda: (generate_latest(registry).decode(), True),
+                "/metrics": lambda: (generate_latest(registry).decode(), CONTENT_TYPE_LATEST, True),
                 "/livez": lambda: _verdict(probes.why_not_live()),
                 "/readyz": lambda: _verdict(probes.why_not_ready()),
+                **more,
             }
 
         try:
@@ -68,18 +78,17 @@ class _HttpServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    pages: dict[str, Callable[[], tuple[str, bool]]]
+    pages: dict[str, Page]
     timeout = TIMEOUT_S
     server_version, sys_version = "rtp_jax", ""
 
     def do_GET(self) -> None:
-        """Answer one of the three pages."""
+        """Answer one of the pages."""
         path = self.path.partition("?")[0]
         if path not in self.pages:
             self._answer(HTTPStatus.NOT_FOUND, "pages: " + " ".join(self.pages) + "\n", PLAIN)
             return
-        text, fine = self.pages[path]()
-        kind = CONTENT_TYPE_LATEST if path == "/metrics" else PLAIN
+        text, kind, fine = self.pages[path]()
         self._answer(HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE, text, kind)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -94,5 +103,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _verdict(why_not: str) -> tuple[str, bool]:
-    return (why_not or "ok") + "\n", not why_not
+def _verdict(why_not: str) -> tuple[str, str, bool]:
+    return (why_not or "ok") + "\n", PLAIN, not why_not

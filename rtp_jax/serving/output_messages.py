@@ -87,7 +87,7 @@ def usage_message(output: RequestOutput, num_output_tokens: int) -> pb.Usage:
     return pb.Usage(
         prompt_tokens=len(output.prompt_token_ids),
         output_tokens=num_output_tokens,
-        cached_tokens=pb.CachedTokens(device=output.num_cached_tokens),
+        cached_tokens=pb.CachedTokens(**output.cached_tokens),
         num_preemptions=output.num_preemptions,
     )
 
@@ -108,23 +108,28 @@ def timing_of(message: pb.Timings) -> Timing:
     )
 
 
-def response_message(output: RequestOutput, *, with_prompt_ids: bool) -> pb.GenerateResponse:
-    """Spell a finished request."""
+def response_message(
+    output: RequestOutput, *, with_prompt_ids: bool, num_resumed: Sequence[int] = ()
+) -> pb.GenerateResponse:
+    """Spell a finished request; `num_resumed` counts what each completion had before."""
+    num_output = sum(len(part.token_ids) for part in output.outputs)
     message = pb.GenerateResponse(
         request_id=output.request_id,
         completions=map(completion_message, output.outputs),
-        usage=usage_message(output, sum(len(part.token_ids) for part in output.outputs)),
+        usage=usage_message(output, num_output + sum(num_resumed)),
         timings=timings_message(output.timing),
         prompt_token_ids=output.prompt_token_ids if with_prompt_ids else (),
     )
     if output.prompt_logprobs is not None:
         message.prompt_logprobs.extend(logprob_messages(output.prompt_logprobs))
+    for part, count in zip(message.completions, num_resumed, strict=False):
+        part.first_token = count
     return message
 
 
 def output_of(message: pb.GenerateResponse | pb.GenerateFrame, prompt: object) -> RequestOutput:
     """Read an answer, or a frame, to a prompt."""
-    cached = message.usage.cached_tokens
+    cached = {tier.name: count for tier, count in message.usage.cached_tokens.ListFields() if count}
     ids = list(message.prompt_token_ids)
     if not ids and isinstance(prompt, Sequence) and not isinstance(prompt, str):
         ids = list(prompt)
@@ -135,7 +140,8 @@ def output_of(message: pb.GenerateResponse | pb.GenerateFrame, prompt: object) -
         [completion_of(part) for part in message.completions],
         finished=message.finished if isinstance(message, pb.GenerateFrame) else True,
         prompt_logprobs=logprobs_of(message.prompt_logprobs) or None,
-        num_cached_tokens=cached.device + cached.host + cached.disk + cached.remote + cached.peer,
+        num_cached_tokens=sum(cached.values()),
+        cached_tokens=cached,
         num_preemptions=message.usage.num_preemptions,
         timing=timing_of(message.timings),
     )

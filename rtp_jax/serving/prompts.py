@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from google.protobuf import json_format
 
 from rtp_jax.errors import InvalidArgument
+from rtp_jax.request import Reuse
 from rtp_jax.serving.checks import at_most, missing
 from rtp_jax.serving.served import Served
 from rtp_jax.wire import generation_pb2 as pb
@@ -38,6 +39,11 @@ def prompt_of(
             return list(message.token_ids.ids)
         case _:
             raise missing(field, "text, token_ids")
+
+
+def reuse_of(message: pb.Reuse) -> Reuse:
+    """Read which tiers may be used; what is not set is allowed."""
+    return Reuse(**{tier.name: allowed for tier, allowed in message.ListFields()})
 
 
 async def chat_ids(engine: Served, chat: pb.Chat) -> list[int]:

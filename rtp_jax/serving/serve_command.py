@@ -7,11 +7,14 @@ import sys
 from collections.abc import Sequence
 
 from rtp_jax.metrics import Metrics
+from rtp_jax.runner.host_memory import keep_free_memory
 from rtp_jax.serving.flags import add_settings, parse, settings_of
 from rtp_jax.serving.local_engine import start_engine
 from rtp_jax.serving.logs import log_to_stderr
 from rtp_jax.serving.settings import Settings
-from rtp_jax.serving.worker import Worker
+from rtp_jax.serving.worker import Worker, in_thread
+from rtp_jax.serving.worker_state import DESCRIPTOR as WORKER_STATE
+from rtp_jax.serving.worker_state import WorkerStateService
 
 # The engine's thread shares the interpreter with the loop of gRPC and needs it a few times a step.
 # With the 5 ms that Python gives by default it waits for a whole burst of messages; see
@@ -30,6 +33,7 @@ def serve(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         print(settings.describe())
         return 0
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_free_memory()
     code = worker_of(settings).run()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
@@ -45,10 +49,11 @@ def worker_of(settings: Settings) -> Worker:
     metrics = Metrics(vllm_names=server.metrics_compat == "vllm")
     return Worker(
         config=server,
-        build=lambda: start_engine(settings, say, metrics),
+        build=lambda: in_thread(lambda: start_engine(settings, say, metrics)),
         metrics=metrics,
         say=say,
         stall_timeout_s=server.stall_timeout_s,
+        services=lambda service: [(WorkerStateService(service), WORKER_STATE)],
     )
 
 

@@ -9,8 +9,12 @@ from contextlib import aclosing
 from typing import Protocol
 
 from rtp_jax.engine.info import Loads, ModelInfo
+from rtp_jax.engine.watched import Watched
 from rtp_jax.outputs import RequestOutput, ScoreOutput
+from rtp_jax.request import Reuse
 from rtp_jax.sampling_params import SamplingParams
+from rtp_jax.scheduler.backlog import Backlog
+from rtp_jax.transfer.kv_service import Prefiller
 
 
 class Tokenizer(Protocol):
@@ -22,6 +26,24 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids."""
+        ...
+
+
+class Exchanging(Prefiller, Protocol):
+    """An engine that may exchange pages with others; see `engine/transfer.py`."""
+
+    @property
+    def exchanges_pages(self) -> bool:
+        """Whether it gives pages to others and takes theirs."""
+        ...
+
+    @property
+    def retires(self) -> str | None:
+        """Why its process should drain and end; None: it need not."""
+        ...
+
+    def set_role(self, role: str) -> str:
+        """Take another role, and return the one before."""
         ...
 
 
@@ -39,6 +61,29 @@ class Served(Protocol):
         ...
 
     @property
+    def watched(self) -> Watched | None:
+        """What routers may follow; None: it is made of workers, which they follow themselves."""
+        ...
+
+    def backlog(self) -> Backlog:
+        """Say how many tokens are to be computed."""
+        ...
+
+    @property
+    def transfer(self) -> Exchanging | None:
+        """What it computes for others; None: it is made of workers."""
+        ...
+
+    @property
+    def num_offers(self) -> int:
+        """Prompts whose pages it holds for others."""
+        ...
+
+    def check_generates(self) -> None:
+        """Refuse to generate where only pages are computed."""
+        ...
+
+    @property
     def alive(self) -> bool:
         """True while its loop runs."""
         ...
@@ -52,8 +97,14 @@ class Served(Protocol):
         priority: int = 0,
         deadline_s: float | None = None,
         cache_salt: str = "",
+        prefill_at: Sequence[str] = (),
+        reuse: Reuse | None = None,
+        resume: Sequence[Sequence[int]] = (),
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Yield outputs; the last one is finished.  Closing the generator aborts the request."""
+        """Yield outputs; the last one is finished.  Closing the generator aborts the request.
+
+        `resume` is the output that each completion has already.
+        """
         ...
 
     def chat_prompt(
@@ -92,6 +143,12 @@ class Served(Protocol):
     def close(self) -> None:
         """End its threads and give its memory back."""
         ...
+
+
+def transfer_of(engine: Served) -> Exchanging:
+    """Return how an engine exchanges pages; only a worker is asked."""
+    assert engine.transfer is not None, "a router has no pages"
+    return engine.transfer
 
 
 async def last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:

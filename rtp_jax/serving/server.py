@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -19,10 +20,14 @@ from rtp_jax.config import ServerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.auth import BearerAuth, read_tokens
-from rtp_jax.serving.door import SERVICE, Door
+from rtp_jax.serving.door import SERVICE, Door, Service
 from rtp_jax.serving.generation_service import GenerationService
 from rtp_jax.serving.health import Health
+from rtp_jax.serving.served import transfer_of
+from rtp_jax.transfer.kv_service import FRAME_BYTES, KvService
+from rtp_jax.wire import kv_pb2
 
+KV_SERVICE = kv_pb2.DESCRIPTOR.services_by_name["KvTransfer"]
 MAX_PEM_BYTES = 1 << 20
 MAX_CONCURRENT_RPCS = 10_000
 MAX_METADATA_BYTES = 16 << 10
@@ -39,8 +44,14 @@ KEEPALIVE: tuple[tuple[str, int], ...] = (
 class Server:
     """A bound gRPC server; `port` is the one it really has."""
 
-    def __init__(self, config: ServerConfig, service: GenerationService, metrics: Metrics):
-        """Bind; nothing is answered before `start`.
+    def __init__(
+        self,
+        config: ServerConfig,
+        service: GenerationService,
+        metrics: Metrics,
+        more: Sequence[tuple[Service, ServiceDescriptor]] = (),
+    ):
+        """Bind; nothing is answered before `start`.  `more` are services beside generation.
 
         Raises:
           InvalidArgument: a file of TLS or of tokens is unusable, or the address needs TLS.
@@ -53,11 +64,22 @@ class Server:
             options=options(config),
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
-        door = Door(service, metrics=metrics, max_request_s=config.max_request_s)
-        self._grpc.add_generic_rpc_handlers((door.handler(),))
+        served: list[tuple[Service, ServiceDescriptor]] = [(service, SERVICE), *more]
+        if not service.routes:
+            pages = KvService(
+                lambda: transfer_of(service.engine_for("")),
+                min(FRAME_BYTES, config.max_message_bytes // 2),
+            )
+            served.append((pages, KV_SERVICE))
+        doors = [
+            Door(each, metrics=metrics, max_request_s=config.max_request_s, described=described)
+            for each, described in served
+        ]
+        self._grpc.add_generic_rpc_handlers([door.handler() for door in doors])
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self._grpc)
         if config.reflection:
-            reflection.enable_server_reflection(_services(), self._grpc)
+            described = [each for _, each in served]
+            reflection.enable_server_reflection(_services(described), self._grpc)
         self.port = _bind(self._grpc, config)
 
     async def start(self) -> None:
@@ -81,9 +103,9 @@ def options(config: ServerConfig) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _services() -> Sequence[str]:
+def _services(described: Sequence[ServiceDescriptor]) -> Sequence[str]:
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    return (SERVICE.full_name, health, reflection.SERVICE_NAME)
+    return (*(each.full_name for each in described), health, reflection.SERVICE_NAME)
 
 
 def _bind(server: aio.Server, config: ServerConfig) -> int:

@@ -6,6 +6,7 @@ errors, with the nearest one.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ import yaml
 from rtp_jax.config import ENVIRONMENT_PREFIX, EngineConfig, ServerConfig, checked
 from rtp_jax.errors import InvalidArgument
 from rtp_jax.sampling_params import unknown_option
+from rtp_jax.serving.route_config import RouteConfig
 
 MAX_FILE_BYTES = 1 << 20
 MODEL, CONFIG = "model", "config"
 WORDS = {"true": True, "yes": True, "on": True, "1": True}
 WORDS |= {"false": False, "no": False, "off": False, "0": False}
 NOTHING = ("none", "null")
+PASSWORD = re.compile(r"(://[^/@\s:]*:)[^@/\s]+@")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +69,22 @@ class Settings:
 
     def server(self) -> ServerConfig:
         """Return the checked section of the server."""
-        names = [knob.name for knob in dataclasses.fields(ServerConfig)]
-        return checked(ServerConfig, {name: self.of[name].value for name in names})
+        return checked(ServerConfig, {name: self.of[name].value for name in names_of(ServerConfig)})
 
-    def describe(self) -> str:
-        """Show every setting as YAML, and where it came from."""
-        width = max(map(len, self.of)) + 1
-        shown = {name: _yaml(each.value) for name, each in self.of.items()}
+    def route(self) -> RouteConfig:
+        """Return the checked section of the router."""
+        return checked(RouteConfig, {name: self.of[name].value for name in names_of(RouteConfig)})
+
+    def describe(self, *, route: bool = False) -> str:
+        """Show every setting of a worker, or of a router, as YAML, and where it came from."""
+        others = engine_knobs() if route else names_of(RouteConfig)
+        of = {name: each for name, each in self.of.items() if name not in others}
+        width = max(map(len, of)) + 1
+        shown = {name: _yaml(each.value) for name, each in of.items()}
         column = min(max(map(len, shown.values())), 24)
         return "\n".join(
             f"{name + ':':{width}} {shown[name]:{column}}  # {each.source}"
-            for name, each in self.of.items()
+            for name, each in of.items()
         )
 
 
@@ -91,8 +99,13 @@ def engine_knobs() -> dict[str, dataclasses.Field]:
 
 
 def knobs() -> dict[str, dataclasses.Field]:
-    """Name every field, the server's included."""
-    return engine_knobs() | {knob.name: knob for knob in dataclasses.fields(ServerConfig)}
+    """Name every field, the server's and the router's included."""
+    return engine_knobs() | names_of(ServerConfig) | names_of(RouteConfig)
+
+
+def names_of(section: type) -> dict[str, dataclasses.Field]:
+    """Name the fields of a section."""
+    return {knob.name: knob for knob in dataclasses.fields(section)}
 
 
 def gather(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:
@@ -179,7 +192,9 @@ def _variables(names: Iterable[str]) -> list[str]:
 
 
 def _yaml(value: object) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).split("\n")[0]
+    """Spell a value; what is a password in a URL is nobody's business."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).split("\n")[0]
+    return PASSWORD.sub(r"\1***@", text)
 
 
 def _unreadable(name: str, text: str, source: str, allowed: str) -> InvalidArgument:

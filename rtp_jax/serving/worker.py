@@ -1,7 +1,8 @@
 """One process, one engine, its doors: how a server starts, stays fit, and ends.
 
     bind -> build the engine -> canary -> SERVING -> SIGTERM: drain -> exit 0
-                                             └ the watchdog: engine lost -> exit 1
+                                             ├ the watchdog: engine lost -> exit 1
+                                             └ the engine is to retire: drain -> exit 1
 
 The port is bound first, so that a taken one is known before minutes of loading; until the engine is
 there, requests are told to come back.  A second signal ends the process at once.
@@ -14,16 +15,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf.descriptor import ServiceDescriptor
 
 from rtp_jax.config import ServerConfig
 from rtp_jax.errors import RtpError
 from rtp_jax.metrics import Metrics
+from rtp_jax.serving.door import Service
 from rtp_jax.serving.generation_service import GenerationService
 from rtp_jax.serving.health import Watchdog, canary
 from rtp_jax.serving.http_door import HttpDoor
-from rtp_jax.serving.metrics_endpoint import MetricsEndpoint, Probes
+from rtp_jax.serving.metrics_endpoint import MetricsEndpoint, Page, Probes
 from rtp_jax.serving.served import Served
 from rtp_jax.serving.server import Server
 
@@ -39,10 +43,13 @@ class Worker:
     """What a worker is made of; `run` is its life."""
 
     config: ServerConfig
-    build: Callable[[], Served]  # loads and compiles; blocks
+    build: Callable[[], Awaitable[Served]]  # loads and compiles; `in_thread` for what blocks
     metrics: Metrics
     say: Callable[[str], None]  # progress, one line at a time
     stall_timeout_s: float
+    services: Callable[[GenerationService], Sequence[tuple[Service, ServiceDescriptor]]]
+    pages: Mapping[str, Page] = field(default_factory=dict)  # beside the metrics
+    routes: bool = False  # its engine is made of workers
 
     def run(self) -> int:
         """Serve until a signal or the loss of the engine; return the exit code."""
@@ -54,15 +61,17 @@ class _Life:
 
     def __init__(self, worker: Worker):
         self._worker = worker
-        self._service = GenerationService(worker.config)
+        self._service = GenerationService(worker.config, routes=worker.routes)
         self._ended = asyncio.Event()
         self._lost = ""  # why the engine is lost
+        self._retired = ""  # why it ends although it still serves
         self._num_signals = 0
         self._http: HttpDoor | None = None
 
     async def live(self) -> int:
         worker = self._worker
-        server = Server(worker.config, self._service, worker.metrics)
+        more = worker.services(self._service)
+        server = Server(worker.config, self._service, worker.metrics, more)
         async with contextlib.AsyncExitStack() as stack:
             self._watch_signals(stack)
             if worker.config.http_port is not None:
@@ -83,14 +92,14 @@ class _Life:
                 raise
             if engine is not None:
                 await self._serve(server, engine)
-                return FAILED if self._lost else OK
+                return FAILED if self._lost or self._retired else OK
             await server.stop(0)
             return OK
 
     async def _build(self, server: Server) -> Served | None:
         """Build the engine in another thread and try it; None if a signal came first."""
         began = time.monotonic()
-        built = asyncio.ensure_future(_in_thread(self._worker.build))
+        built = asyncio.ensure_future(self._worker.build())
         ended = asyncio.ensure_future(self._ended.wait())
         await asyncio.wait({built, ended}, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
@@ -116,7 +125,8 @@ class _Life:
         return engine
 
     async def _serve(self, server: Server, engine: Served) -> None:
-        watchdog = Watchdog(engine, server.health, self._worker.stall_timeout_s, self._lose)
+        timeout_s = self._worker.stall_timeout_s
+        watchdog = Watchdog(engine, server.health, timeout_s, self._lose, self._retire)
         watching = asyncio.create_task(watchdog.run())
         try:
             await self._ended.wait()
@@ -124,11 +134,14 @@ class _Life:
                 await self._drain(server, engine)
         finally:
             watching.cancel()
+            self._service.ended = True
             await server.health.say(False, "ended")
             http = [self._http.stop()] if self._http else []
             await asyncio.gather(server.stop(ABORT_GRACE_S), *http)
             if not self._lost:
                 await asyncio.to_thread(engine.close)
+                if engine.transfer is not None and engine.transfer.retires is not None:
+                    self._retire(engine.transfer.retires)
 
     async def _drain(self, server: Server, engine: Served) -> None:
         """Take nothing new, and wait for what runs."""
@@ -148,6 +161,12 @@ class _Life:
         self._lost = reason
         self._worker.say(f"the engine is lost: {reason}")
         self._ended.set()
+
+    def _retire(self, reason: str) -> None:
+        if not self._retired:
+            self._retired = reason
+            self._worker.say(f"retiring: {reason}")
+            self._ended.set()
 
     def _watch_signals(self, stack: contextlib.AsyncExitStack) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -173,14 +192,16 @@ class _Life:
 
         probes = Probes(why_not_live, why_not_ready)
         registry = self._worker.metrics.registry
-        return MetricsEndpoint(self._worker.config.host, port, registry, probes)
+        host, pages = self._worker.config.host, self._worker.pages
+        return MetricsEndpoint(host, port, registry, probes, pages)
 
 
 def _num_live(engine: Served) -> int:
-    return engine.loads().num_open_requests
+    """Count requests, and the pages that other workers have not fetched yet."""
+    return engine.loads().num_open_requests + engine.num_offers
 
 
-async def _in_thread(build: Callable[[], Served]) -> Served:
+async def in_thread(build: Callable[[], Served]) -> Served:
     """Run a function in a daemon thread, which keeps no process alive that was told to end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Served] = loop.create_future()

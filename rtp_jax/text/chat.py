@@ -20,6 +20,7 @@ from rtp_jax.text import sandbox
 from rtp_jax.text.messages import checked_data, checked_messages
 from rtp_jax.text.sandbox import Limits
 from rtp_jax.text.template_cost import LimitReached
+from rtp_jax.text.tokenizer import Tokenizer
 from rtp_jax.text.tokenizer_files import corrupt, read_checked, read_json
 
 MAX_TEMPLATE_CHARS = 1 << 18  # the longest known has 30 000
@@ -127,6 +128,28 @@ def render_chat(
     }
     text = _render(template, variables)
     return _cut_at(text, marker, template.name) if marker else text
+
+
+def conversation_text(
+    templates: Mapping[str, ChatTemplate],
+    tokenizer: Tokenizer,
+    messages: Iterable[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    template_kwargs: Mapping[str, Any],
+) -> str:
+    """Write a client's conversation by a model's own template; its options are checked."""
+    check_template_kwargs(template_kwargs)
+    return render_chat(
+        choose_template(templates),
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        **template_kwargs,
+    )
 
 
 def check_template_kwargs(template_kwargs: Mapping[str, Any]) -> None:

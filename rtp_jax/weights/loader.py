@@ -25,12 +25,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.checkpoint import Checkpoint, read_checkpoint
 from rtp_jax.weights.convert import Allocate, aligned
 from rtp_jax.weights.encoder import Encoder
 from rtp_jax.weights.exchange import Exchange, Lanes, Link
-from rtp_jax.weights.gathering import Gathering
+from rtp_jax.weights.gathering import Gathering, matrices
 from rtp_jax.weights.held import Held
 from rtp_jax.weights.parts import PART, Part, Run, parts_of, shared_out
 from rtp_jax.weights.placing import Placed, Placing
@@ -129,7 +128,6 @@ class Loading:
         report: Callable[[LoadProgress], None],
         allocate: Allocate,
     ):
-        _check_together(encoders, spread)
         self.checkpoint, self.spread, self.report = checkpoint, spread, report
         file_of = {t.name: file.path for file in checkpoint.files for t in file.tensors}
         decided = plan(checkpoint.tensors(), table, parameters, file_of)
@@ -143,9 +141,10 @@ class Loading:
             for path, described in self.described.items()
         }
         self.held = Held(self.described, boxes, self._complete, allocate)
-        gathering = Gathering(decided, encoders)
+        matrix_of = matrices(decided, encoders)
+        self.shares = shared_out(checkpoint.files, spread.num_processes, matrix_of)
+        gathering = Gathering(matrix_of, self.shares)
         self.placing = Placing(decided, parameters, encoders, self.held, spread, gathering)
-        self.shares = shared_out(checkpoint.files, spread.num_processes)
         self.num_workers = min(num_cores(), MAX_WORKERS)
         self.staging = Staging(STAGING)
         self.opened: deque[np.ndarray | None] = deque()  # staging of parts that are being read
@@ -222,7 +221,7 @@ class Loading:
         for path, count in placed.counts:
             self.held.has_come(path, count)
         if self.lanes:
-            self.lanes.send(placed.outgoing)
+            self.lanes.send(self.placing.outgoing(part, placed))
         self.tensors_done += part.is_last
 
     def _complete(self, path: str, buffers: dict[Box, np.ndarray]) -> None:
@@ -243,13 +242,3 @@ class Loading:
 def num_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _check_together(encoders: Mapping[str, Encoder], spread: Spread) -> None:
-    """Refuse to let processes share what is encoded from several tensors: each may have others."""
-    if spread.num_processes > 1 and any(len(encoder.parts) > 1 for encoder in encoders.values()):
-        raise CheckpointError(
-            f"RTPJ-3112 QUANTIZED_IN_PROCESSES: a checkpoint whose matrices are stored as several"
-            f" tensors each was to be shared by {spread.num_processes} processes, and is loaded by"
-            " one at a time. Load it in one process, or use a checkpoint of plain numbers."
-        )

@@ -2,18 +2,21 @@
 
 A part is some rows of a tensor, a few megabytes, or all of a tensor that must be seen whole.  Parts
 follow each other as their bytes do, so that reading them in order reads files front to back.
-Several processes share a checkpoint by parts: each reads a run of tensors of about equal bytes.
+Several processes share a checkpoint by tensors: each reads about equal bytes of them.
 
 Read next: `reader.py`, which fills parts; `loader.py`, which places them.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rtp_jax.weights.safetensors import Header, Tensor
 from rtp_jax.weights.shards import Range
 
+NOTHING: Mapping[str, Hashable] = MappingProxyType({})
 PART = 4 << 20  # bytes, at most, where rows allow it: fits into a processor's cache
 
 
@@ -52,23 +55,36 @@ class Run(NamedTuple):
         return sum(tensor.end - tensor.begin for tensor in self.tensors)
 
 
-def shared_out(files: Sequence[Header], num_processes: int) -> list[list[Run]]:
-    """Deal a checkpoint out: to each process a run of tensors of about equal bytes, in order.
+def shared_out(
+    files: Sequence[Header], num_processes: int, together: Mapping[str, Hashable] = NOTHING
+) -> list[list[Run]]:
+    """Deal a checkpoint out: to each process runs of tensors of about equal bytes, in order.
 
     A tensor goes to the process in whose share its middle lies; no tensor goes to two.
+
+    Args:
+      files: of the checkpoint.
+      num_processes: that share it.
+      together: to what a tensor belongs, whose tensors go to one process: where the first is, they
+        count as if all of them lay.
     """
-    total = sum(tensor.end - tensor.begin for header in files for tensor in header.tensors)
+    tensors = [tensor for header in files for tensor in header.tensors]
+    sizes: dict[Hashable, int] = {}
+    for tensor in tensors:
+        unit = together.get(tensor.name, tensor.name)
+        sizes[unit] = sizes.get(unit, 0) + tensor.end - tensor.begin
+    total, before, share_of = max(sum(sizes.values()), 1), 0, {}
+    for unit, size in sizes.items():
+        middle = before + size / 2
+        share_of[unit] = min(int(middle * num_processes / total), num_processes - 1)
+        before += size
     shares: list[list[Run]] = [[] for _ in range(num_processes)]
-    before = 0
     for header in files:
-        dealt: dict[int, list[Tensor]] = {}
-        for tensor in header.tensors:
-            middle = before + (tensor.end - tensor.begin) / 2
-            share = min(int(middle * num_processes / max(total, 1)), num_processes - 1)
-            dealt.setdefault(share, []).append(tensor)
-            before += tensor.end - tensor.begin
-        for share, tensors in (dealt or {0: []}).items():
-            shares[share].append(Run(header, tuple(tensors)))
+        runs = itertools.groupby(
+            header.tensors, lambda tensor: share_of[together.get(tensor.name, tensor.name)]
+        )
+        for share, run in runs if header.tensors else [(0, ())]:
+            shares[share].append(Run(header, tuple(run)))
     return shares
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from rtp_jax.errors import CheckpointError
 from rtp_jax.weights.convert import aligned, overflowed, write
 from rtp_jax.weights.encoder import Encoder, WrongPart
-from rtp_jax.weights.gathering import Gathering, Stored
+from rtp_jax.weights.gathering import Gathering, Outgoing, Stored
 from rtp_jax.weights.held import Cut, Held
 from rtp_jax.weights.parts import Part
 from rtp_jax.weights.plan import Parameters, Placement, Plan
@@ -51,7 +51,7 @@ class Placed(NamedTuple):
     """What has become of a part."""
 
     counts: list[tuple[str, int]]  # numbers written to buffers of this process
-    outgoing: dict[int, list[np.ndarray]]  # bytes for every other one
+    outgoing: Outgoing
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,12 @@ class Placing:
         ]
 
     def messages(self, part: Part, process: int) -> Iterator[Message]:
-        """List what a process needs of a part that another one reads, in the order of sending."""
+        """List what a process needs of a part that another one reads, in the order of sending.
+
+        What it needs of a matrix that is stored as several tensors comes with the last of these.
+        """
+        if not self.gathering.sends(part):
+            return
         for placement in self.placements(part):
             for region in self.regions(part, placement):
                 described = self.held.described[region.path]
@@ -154,6 +159,7 @@ class Placing:
         source = np.ndarray(part.shape, part.tensor.dtype, memory)
         others = [p for p in range(self.spread.num_processes) if p != self.spread.process]
         placed = Placed([], {process: [] for process in others})
+        is_gathered = part.tensor.name in self.gathering.matrix_of
         for placement in self.placements(part):
             numbers = placement.transform.apply(source)
             regions, arrays = self.regions(part, placement), [numbers]
@@ -172,14 +178,22 @@ class Placing:
                     _write(target, array[(*cut, ...)], part)
                 for process in others:
                     placed.outgoing[process] += self._cut_out(region, array, part, process)
+            if is_gathered:
+                self.gathering.keep(part, placed.outgoing)
         return placed
+
+    def outgoing(self, part: Part, placed: Placed) -> Outgoing:
+        """Give what is sent after a part, when it and all parts before it have been placed."""
+        if part.tensor.name not in self.gathering.matrix_of:
+            return placed.outgoing
+        return self.gathering.take(part) if self.gathering.sends(part) else {}
 
     def _gathered(
         self, encoder: Encoder, placement: Placement, numbers: np.ndarray, part: Part
     ) -> dict[str, Stored]:
         """Give all that is stored of a matrix, or of rows of it, once it is there."""
         dtype = np.dtype(self.parameters[placement.parameter].dtype)
-        several = len(encoder.parts) > 1
+        several = part.tensor.name in self.gathering.matrix_of
         stored = Stored(_converted(numbers, dtype, part, copy=several), part)
         if several:
             return self.gathering.add(encoder, placement, stored)

@@ -16,6 +16,7 @@ Read next: `loader.py`, which takes its arrays from here.
 
 import ctypes
 import math
+import mmap
 import sys
 from threading import Event, Lock, Thread
 
@@ -65,7 +66,9 @@ class Reserve:
             self._thread.join()
         start = self._address + self._taken
         start += -start % HUGE_PAGE
-        if (length := self._address + self._end - start) > 0:
+        length = self._address + self._end - start
+        length -= length % mmap.PAGESIZE  # of the last page others may have a part
+        if length > 0:
             _advise(start, length, MADV_DONTNEED)
         self._end = self._taken
 

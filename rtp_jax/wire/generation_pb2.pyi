@@ -111,7 +111,7 @@ class SamplingParams(_message.Message):
     def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., include_stop_str_in_output: _Optional[bool] = ..., max_tokens: _Optional[int] = ..., fill_context: _Optional[bool] = ..., min_tokens: _Optional[int] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., logprob_token_ids: _Optional[_Iterable[int]] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., bad_words: _Optional[_Iterable[str]] = ..., allowed_token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., detokenize: _Optional[bool] = ..., skip_special_tokens: _Optional[bool] = ..., spaces_between_special_tokens: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "priority", "timeout_s", "cache_salt", "return_prompt_token_ids")
+    __slots__ = ("request_id", "model", "text", "token_ids", "chat", "sampling", "priority", "timeout_s", "cache_salt", "return_prompt_token_ids", "resume", "reuse", "prefill_at", "session", "tenant")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,11 @@ class GenerateRequest(_message.Message):
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     RETURN_PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    REUSE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_AT_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     text: str
@@ -132,7 +137,30 @@ class GenerateRequest(_message.Message):
     timeout_s: float
     cache_salt: str
     return_prompt_token_ids: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_s: _Optional[float] = ..., cache_salt: _Optional[str] = ..., return_prompt_token_ids: _Optional[bool] = ...) -> None: ...
+    resume: Resume
+    reuse: Reuse
+    prefill_at: _containers.RepeatedScalarFieldContainer[str]
+    session: str
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_s: _Optional[float] = ..., cache_salt: _Optional[str] = ..., return_prompt_token_ids: _Optional[bool] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., reuse: _Optional[_Union[Reuse, _Mapping]] = ..., prefill_at: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("output",)
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    output: _containers.RepeatedCompositeFieldContainer[TokenIds]
+    def __init__(self, output: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
+
+class Reuse(_message.Message):
+    __slots__ = ("device", "host", "disk", "remote")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    REMOTE_FIELD_NUMBER: _ClassVar[int]
+    device: bool
+    host: bool
+    disk: bool
+    remote: bool
+    def __init__(self, device: _Optional[bool] = ..., host: _Optional[bool] = ..., disk: _Optional[bool] = ..., remote: _Optional[bool] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "logprob", "rank", "text")
@@ -395,7 +423,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "protocol", "platform", "epoch", "uptime_s", "draining", "max_message_bytes", "max_request_s")
+    __slots__ = ("version", "protocol", "platform", "epoch", "uptime_s", "draining", "max_message_bytes", "max_request_s", "tensor_parallel_size")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     PLATFORM_FIELD_NUMBER: _ClassVar[int]
@@ -404,6 +432,7 @@ class GetServerInfoResponse(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_S_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol: str
     platform: str
@@ -412,14 +441,15 @@ class GetServerInfoResponse(_message.Message):
     draining: bool
     max_message_bytes: int
     max_request_s: float
-    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[str] = ..., platform: _Optional[str] = ..., epoch: _Optional[str] = ..., uptime_s: _Optional[float] = ..., draining: _Optional[bool] = ..., max_message_bytes: _Optional[int] = ..., max_request_s: _Optional[float] = ...) -> None: ...
+    tensor_parallel_size: int
+    def __init__(self, version: _Optional[str] = ..., protocol: _Optional[str] = ..., platform: _Optional[str] = ..., epoch: _Optional[str] = ..., uptime_s: _Optional[float] = ..., draining: _Optional[bool] = ..., max_message_bytes: _Optional[int] = ..., max_request_s: _Optional[float] = ..., tensor_parallel_size: _Optional[int] = ...) -> None: ...
 
 class GetLoadsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetLoadsResponse(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "num_pages", "num_free_pages", "num_cached_pages", "page_size", "max_num_seqs", "num_open_requests")
+    __slots__ = ("num_running", "num_waiting", "num_pages", "num_free_pages", "num_cached_pages", "page_size", "max_num_seqs", "num_open_requests", "num_offers")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -428,6 +458,7 @@ class GetLoadsResponse(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     NUM_OPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_OFFERS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     num_pages: int
@@ -436,4 +467,5 @@ class GetLoadsResponse(_message.Message):
     page_size: int
     max_num_seqs: int
     num_open_requests: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_cached_pages: _Optional[int] = ..., page_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., num_open_requests: _Optional[int] = ...) -> None: ...
+    num_offers: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_cached_pages: _Optional[int] = ..., page_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., num_open_requests: _Optional[int] = ..., num_offers: _Optional[int] = ...) -> None: ...

@@ -177,13 +177,13 @@ def test_two_at_once_are_refused(tmp_path, capsys):
     assert "RTPJ-3606 OUTPUT_BUSY" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "reason"), [("a/b", "a folder"), ("..", "folder"), ("d", "a f")])
-def test_names_that_are_no_folders_are_refused_for_orbax(tmp_path, capsys, name, reason):
+@pytest.mark.parametrize("name", ["a/b", "..", "d", "", "_METADATA"])
+def test_names_that_are_no_folders_are_refused_for_orbax(tmp_path, capsys, name):
     source = save(tmp_path / "source", {name: np.zeros(3, np.float32)})
     assert run("convert", source, tmp_path / "out", "--to", "orbax") == 2
     error = capsys.readouterr().err
     assert "RTPJ-3607 TENSOR_NOT_FOR_ORBAX" in error
-    assert reason in error
+    assert "cannot be that of a folder" in error
     assert run("convert", source, tmp_path / "out", "--to", "safetensors") == 0
 
 

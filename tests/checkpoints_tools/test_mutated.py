@@ -16,15 +16,29 @@ from tests.checkpoints_tools.written import every_dtype, run, save
 from tests.weights.test_mutations import damaged, renumbered
 
 QUICK, FULL = 50, 667  # of each kind
-NAMES = ["../evil", "/tmp/evil", "a/../../evil", "..", ".", "", "a\x00b", "x" * 2000, "con\n", "d"]
+ELSEWHERE = Path("/tmp/rtp-jax-mutated-evil")  # where one of the names leads
+NAMES = [
+    "../evil",
+    str(ELSEWHERE),
+    "a/../../evil",
+    "..",
+    ".",
+    "",
+    "a\x00b",
+    "x" * 2000,
+    "con\n",
+    "d",
+]
 PICKLES = [b"\x80\x04\x95\x10", b"PK\x03\x04", b"\x80\x02}q\x00", b"GGUF\x03"]
+COMMANDS = [("convert", "--to", to) for to in ("orbax", "safetensors")] * 2
+COMMANDS += [("quantize", "--scheme", "int8"), ("inspect",), ("verify",)]
 MAX_GROWTH_KB = 512 << 10
 pytestmark = pytest.mark.filterwarnings("ignore:.*OCDBT.*")
 
 
 def originals(folder: Path) -> dict[str, Path]:
-    """Write one valid checkpoint of each kind."""
-    tensors = every_dtype()
+    """Write one valid checkpoint of each kind; they have a matrix that can be quantized."""
+    tensors = every_dtype() | {"model.layers.0.up.weight": np.ones((4, 128), np.float32)}
     plain = save(folder / "files", tensors, num_files=2)
     assert run("convert", plain, folder / "orbax", "--to", "orbax") == 0
     assert run("convert", plain, folder / "promised", "--to", "safetensors") == 0
@@ -76,22 +90,30 @@ def mutate(folder: Path, chance: random.Random, outside: Path) -> None:
             chance.choice([file.unlink, lambda: file.write_bytes(b"")])()
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file below a folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(f.relative_to(folder)): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
+def snapshot(folder: Path) -> dict[str, tuple[int, int] | None]:
+    """Size and time of every file below a folder; of folders and dead links that they are there."""
+    found = {}
+    for path in folder.rglob("*"):
+        status = path.stat() if path.is_file() else None
+        found[str(path.relative_to(folder))] = status and (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def attempt(folder: Path, out: Path, chance: random.Random) -> int:
-    """Convert a mutated checkpoint; what comes out is complete and promised, or there is none."""
-    before = snapshot(out.parent)
-    code = run("convert", folder, out, "--to", chance.choice(["orbax", "safetensors"]))
+    """Have a command read a mutated checkpoint, and look at what it leaves behind.
+
+    An output is complete and promised, or there is none; and there is nothing beside it.
+    """
+    before, command = snapshot(out.parent), chance.choice(COMMANDS)
+    writes = command[0] in ("convert", "quantize")
+    code = run(command[0], folder, *[out][:writes], *command[1:])
     assert code in (0, 1, 2, 3)
     after = snapshot(out.parent)
-    mine = {name for name in after if name.startswith((f"{out.name}/", f"{out.name}.partial/"))}
+    mine = {name for name in after if name.split("/")[0] in (out.name, f"{out.name}.partial")}
     assert {name: after[name] for name in after.keys() - mine} == before
-    assert out.exists() == (code == 0)
-    if code == 0:
+    assert not ELSEWHERE.exists()
+    assert out.exists() == (writes and code == 0)
+    if code == 0 and command[0] == "convert":
         source, result = open_source(str(folder)), open_source(str(out))
         assert source.by_name().keys() == result.by_name().keys()
         assert run("verify", out) == 0
@@ -114,7 +136,7 @@ def attempts(tmp_path: Path, monkeypatch, capsys, *, seed: int, rounds: int) -> 
         assert codes[-1] == 0 or "rtp-jax-ckpt: RTPJ-3" in said.err, number
         assert "Traceback" not in said.err
         shutil.rmtree(folder)
-    assert {0, 1} <= set(codes)
+    assert {0, 1, 2} <= set(codes)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MAX_GROWTH_KB
 
 

@@ -192,3 +192,8 @@ def test_texts_that_tell_nothing_are_refused(tmp_path, tiny_model, capsys, text,
         1 if text[0] == 255 else 2
     )
     assert error in capsys.readouterr().err
+
+
+def test_a_text_that_is_not_there_is_refused(tmp_path, tiny_model, capsys):
+    assert run("verify", tiny_model, tiny_model, "--text", tmp_path / "none.txt") == 1
+    assert "RTPJ-3635 TEXT_UNREADABLE" in capsys.readouterr().err

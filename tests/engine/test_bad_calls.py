@@ -119,7 +119,8 @@ def test_what_comes_later_is_refused_by_name(name):
         ({"dtype": "float8"}, "float32"),
         ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"num_pages": 1}, "num_pages"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size"),
         ({"quantization": "gptq"}, "quantization"),
     ],
 )

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from rtp_jax import Engine, SamplingParams
+from tests.engine.built_in import QUESTIONS, TWO_PROGRAMS, answers_of, num_right
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rtp_tiny.json"
-DEMO = Path(__file__).parents[2] / "rtp_jax" / "assets" / "rtp-tiny" / "demo.json"
 
 
 @pytest.fixture(scope="module")
 def built_in(program_cache):
     """The built-in model in float32, with few programs."""
-    small = {"max_num_seqs": 16, "max_num_batched_tokens": 64}
-    with Engine("rtp-tiny", dtype="float32", compile_cache=str(program_cache), **small) as engine:
+    options = {**TWO_PROGRAMS, "dtype": "float32", "compile_cache": str(program_cache)}
+    with Engine("rtp-tiny", **options) as engine:
         yield engine
 
 
@@ -31,12 +31,8 @@ def test_greedy_text_is_that_of_transformers(built_in):
 
 
 def test_the_demo_is_answered(built_in):
-    cases = json.loads(DEMO.read_text())
-    params = [SamplingParams(temperature=0.0, max_tokens=c["max_tokens"], stop="\n") for c in cases]
-    outputs = built_in.generate([case["prompt"] for case in cases], params, use_tqdm=False)
-    right = [c["expect"] in o.outputs[0].text for c, o in zip(cases, outputs, strict=True)]
-    assert sum(right) >= 4
-    for case in cases:
+    assert num_right(answers_of(built_in)) >= 4
+    for case in QUESTIONS:
         if case["name"] == "recall":
             chat = [{"role": "user", "content": case["prompt"].split(": ", 1)[1].split("\n")[0]}]
             answer = built_in.chat(chat, SamplingParams(temperature=0.0, max_tokens=16))

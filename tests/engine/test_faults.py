@@ -10,6 +10,7 @@ import json
 import pytest
 
 from rtp_jax import SamplingParams
+from rtp_jax.engine import submission as submissions
 from rtp_jax.errors import Internal
 from tests.engine.workload import check_idle, small_engine, tokens
 
@@ -114,11 +115,10 @@ def in_seed(patch, engine):
 
 
 def in_assembler(patch, engine):
-    submission = engine._submission
     broken = fail_if(
-        lambda request: list(request.prompt_token_ids) == VICTIM_IDS, submission._assembler
+        lambda request, _: list(request.prompt_token_ids) == VICTIM_IDS, submissions.assemblers_of
     )
-    patch.setattr(submission, "_assembler", broken)
+    patch.setattr(submissions, "assemblers_of", broken)
 
 
 def in_delivery(method: str):

@@ -69,6 +69,8 @@ def test_shuffled_with_prefix_cache(alone, tiny_model, program_cache):
 @pytest.mark.parametrize("chunk", [16, 64, 512])
 def test_chunks(alone, tiny_model, program_cache, chunk):
     options = {"max_prefill_chunk": chunk, "max_num_batched_tokens": max(chunk, 64)}
+    if chunk > 64:  # other buckets than those of `alone`, and no more of them than it takes
+        options["max_num_seqs"] = 8
     with small_engine(tiny_model, program_cache, **options) as engine:
         assert tokens(run_together(engine, cases())) == alone
         assert engine._parts.scheduler.counters.chunks > 0
@@ -80,7 +82,7 @@ def test_preemption(tiny_model, program_cache):
     with small_engine(tiny_model, program_cache) as engine:
         straight = tokens(run_alone(engine, growing()))
     for caching in (False, True):
-        options = {"num_pages": 25, "enable_prefix_caching": caching}
+        options = {"num_pages": 25, "max_num_seqs": 8, "enable_prefix_caching": caching}
         with small_engine(tiny_model, program_cache, **options) as engine:
             outputs = run_together(engine, growing())
             assert tokens(outputs) == straight
@@ -103,6 +105,7 @@ def test_bfloat16_deterministic(tiny_model, program_cache):
         check_idle(engine)
 
 
+@pytest.mark.full
 def test_a_wide_model_across_buckets(tmp_path, program_cache):
     wide = golden("llama_wide_tied")  # width 512: sums long enough to differ between shapes
     (tmp_path / "config.json").write_text(json.dumps(wide.config))

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.quality.kv_choices import compare, rank_layers
+from bench.quality.models import RTP_TINY, write_outliers
 from rtp_jax.config import EngineConfig
 from rtp_jax.engine.kv_choice import choose, choose_kv_layers, read_windows
 from rtp_jax.errors import InvalidArgument
 from rtp_jax.kernels.pages import ROUNDINGS
 from rtp_jax.quant.kv_schemes import kv_layers
+from rtp_jax.runner.device import find_devices
 from rtp_jax.serving.main import main
 from rtp_jax.text.tokenizer import load_tokenizer
 from rtp_jax.weights.locate import find_model
@@ -49,10 +52,10 @@ class Sums:
 )
 def test_as_many_layers_as_the_budget_allows(budget, factor, chosen):
     measure = Sums(factor)
-    schemes, divergence, alone = choose(measure, 4, budget)
+    schemes, divergence, ranking = choose(measure, 4, budget)
     assert schemes == chosen
     assert divergence == measure(chosen) <= budget
-    assert alone == COSTS
+    assert list(ranking.alone) == COSTS
     assert len(measure.asked) <= 2 * 4 + 4
 
 
@@ -66,21 +69,39 @@ def setting(tmp_path_factory, program_cache):
 
 @pytest.mark.capability("quantized KV")
 def test_the_command_prints_a_setting_within_the_budget(setting, capsys, program_cache):
-    options = ["--dtype", "float32", "--compile-cache", str(program_cache), "--deterministic"]
-    assert main([*setting, "--budget", "0.0002", *options]) == 0
+    options = ["--compile-cache", str(program_cache), "--deterministic"]
+    assert main([*setting, "--budget", "0.00004", *options]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["layer", *ROUNDINGS[1:], "chosen"]
     alone = [(float(row[1]), float(row[2]), row[3]) for row in rows[1:5]]
     # fp8 rounds to 4 bits, int8 to 8 of the largest: a layer of this model minds fp8 more.
     assert all(0 < int8 < fp8 for int8, fp8, _ in alone)
     together, (name, words) = float(rows[5][1]), rows[6]
-    assert 0 < together <= 0.0002
-    chosen = kv_layers(4, "float32", words) if name == "kv_layers:" else kv_layers(4, words)
+    assert 0 < together <= 0.00004
+    assert name == "kv_layers:"
+    # What it is served in keeps the other layers, although it is measured in float32.
+    served = find_devices(None).best_dtype
+    chosen = kv_layers(4, served, words)
     assert [scheme.name for scheme in chosen.schemes] == [scheme for _, _, scheme in alone]
     taken = [int8 for int8, _, scheme in alone if scheme == "int8"]
-    left = [int8 for int8, _, scheme in alone if scheme == "float32"]
-    assert taken
-    assert not left or max(taken) <= min(left)
+    left = [int8 for int8, _, scheme in alone if scheme == served]
+    assert len(taken) + len(left) == 4
+    assert max(taken) <= min(left)
+    # In bfloat16 layers alone would seem to cost twice as much as together, or more.
+    assert together == pytest.approx(sum(taken), rel=0.25)
+
+
+@pytest.mark.capability("quantized KV")
+def test_where_layers_differ_no_other_choice_of_the_same_bytes_is_better(tmp_path, program_cache):
+    model = str(write_outliers(RTP_TINY, tmp_path / "model", layers=(0, 2), factor=32.0))
+    options = {"compile_cache": str(program_cache), "deterministic": True}
+    ranking = rank_layers(model, [HELD_OUT[17][:700]], **options)
+    assert ranking.best == ["fp8", "int8", "int8", "int8"]
+    rows = compare(model, ranking, [HELD_OUT[18][:700]], sample=0, **options)
+    assert [len(row.rivals) for row in rows] == [7, 23, 31, 15]  # all there are
+    assert [row.better for row in rows] == [[]] * 4
+    uniform = rows[3].fixed()
+    assert rows[3].divergence < 0.8 * min(uniform["first in int8"], uniform["first in fp8"])
 
 
 def test_what_is_chosen_here_may_not_be_given():

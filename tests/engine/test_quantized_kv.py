@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rtp_jax import Engine, SamplingParams
+from rtp_jax import Engine
 from rtp_jax.config import native_cache
 from rtp_jax.kernels.native import library
+from tests.engine.built_in import ONE_PROGRAM, answers_of, logprobs_of
 from tests.engine.workload import (
     Case,
     cases,
@@ -20,11 +21,8 @@ from tests.engine.workload import (
     tokens,
 )
 
-DEMO = Path(__file__).parents[2] / "rtp_jax" / "assets" / "rtp-tiny" / "demo.json"
-QUESTIONS = json.loads(DEMO.read_text())
 HELD_OUT = json.loads((Path(__file__).parents[2] / "tools/rtp_tiny/held_out.json").read_text())
 WINDOW = 250  # tokens, about as many as the model was trained to look back on
-ONE_PROGRAM = {"dtype": "bfloat16", "deterministic": True, "max_num_batched_tokens": 64}
 MAX_LOSS = 0.002  # that quantized KV may cost, as a share
 # How far a logprob may be from that of the same model with bfloat16 pages, on average: a number of
 # int8 is off by 1/254 of the largest of its head at most, one of fp8 by 1/16 of itself.
@@ -33,18 +31,9 @@ MEAN_ERROR = {"int8": 0.02, "fp8": 0.1, "0-1:bfloat16,2-3:int8": 0.02}
 
 def logprobs_and_answers(cache: Path, **options) -> tuple[np.ndarray, list[str]]:
     """Return the logprobs of held-out texts, and the answers to the questions of the demo."""
-    with Engine("rtp-tiny", compile_cache=str(cache), **ONE_PROGRAM, **options) as engine:
-        greedy = [
-            SamplingParams(temperature=0.0, max_tokens=case["max_tokens"], stop="\n")
-            for case in QUESTIONS
-        ]
-        outputs = engine.generate([q["prompt"] for q in QUESTIONS], greedy, use_tqdm=False)
-        scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-        texts = [engine.tokenizer.encode(text)[:WINDOW] for text in HELD_OUT]
-        read = engine.generate(texts, scored, use_tqdm=False)
-    positions = [position for one in read for position in one.prompt_logprobs[1:]]
-    logprobs = [next(iter(position.values())).logprob for position in positions]
-    return np.array(logprobs), [output.outputs[0].text for output in outputs]
+    options |= {**ONE_PROGRAM, "dtype": "bfloat16", "compile_cache": str(cache)}
+    with Engine("rtp-tiny", **options) as engine:
+        return logprobs_of(engine, HELD_OUT, window=WINDOW), answers_of(engine)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,11 @@ def plain(program_cache):
 
 @pytest.mark.parametrize(
     ("kv", "native"),
-    [("int8", "off"), ("fp8", "auto"), ("0-1:bfloat16,2-3:int8", "auto")],
+    [
+        pytest.param("int8", "off", marks=pytest.mark.full),
+        ("fp8", "auto"),
+        ("0-1:bfloat16,2-3:int8", "auto"),
+    ],
 )
 @pytest.mark.capability("quantized KV")
 def test_what_is_remembered_in_fewer_bits_is_still_recalled(plain, program_cache, kv, native):

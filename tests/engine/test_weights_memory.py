@@ -11,22 +11,13 @@ from rtp_jax.engine import weights_memory as module
 from rtp_jax.engine.weights_memory import weights_memory
 from rtp_jax.errors import CheckpointError, NotFound
 from rtp_jax.runner.host_memory import HostMemory
+from tests.tiny_model import LLAMA
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 3,
-    "intermediate_size": 96,
-    "vocab_size": 100,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-}
+CONFIG = {**LLAMA, "tie_word_embeddings": True}
 MATRICES = 3 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 64 * 96)
 NUMBERS = MATRICES + 100 * 64 + 64 + 3 * 2 * 64  # embedding, last norm, norms of layers
+ROWS = 3 * (64 + 2 * 32 + 64 + 2 * 96 + 64) + 100
+HELD = NUMBERS + 12 * 64  # packed in float32 or bfloat16: a head of 112 rows
 
 
 @pytest.fixture
@@ -46,10 +37,18 @@ def asked(model, **options) -> int:
 @pytest.mark.parametrize(
     ("options", "num_bytes"),
     [
-        ({"dtype": "float32"}, 4 * NUMBERS),
-        ({"dtype": "bfloat16"}, 2 * NUMBERS),
-        ({"dtype": "float32", "quantization": "int8"}, 4 * NUMBERS - 3 * (MATRICES + 6400)),
-        ({"dtype": "float32", "platform": "cpu"}, 4 * NUMBERS),
+        ({"dtype": "float32"}, 4 * HELD),
+        ({"dtype": "bfloat16"}, 2 * HELD),
+        # A scale for each row; packed, blocks of 16 rows and a sum beside each scale.
+        (
+            {"dtype": "float32", "quantization": "int8", "native": "off"},
+            4 * NUMBERS - 3 * (MATRICES + 6400) + 4 * ROWS,
+        ),
+        (
+            {"dtype": "float32", "quantization": "int8"},
+            4 * NUMBERS - 3 * (MATRICES + 6400) + 8 * (ROWS + 12) + 12 * 64 + 3 * 64 * 32,
+        ),
+        ({"dtype": "float32", "platform": "cpu"}, 4 * HELD),
         ({"dtype": "float32", "platform": "cuda"}, 0),
     ],
 )
@@ -60,19 +59,19 @@ def test_as_many_bytes_as_the_weights_will_take(model, options, num_bytes):
 @pytest.mark.parametrize(("has_bfloat16", "size"), [(True, 2), (False, 4)])
 def test_auto_is_what_the_processor_computes_fastest(model, monkeypatch, has_bfloat16, size):
     monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has_bfloat16)
-    assert asked(model) == size * NUMBERS
+    assert asked(model) == size * HELD
 
 
 def test_where_there_is_a_gpu_it_may_be_used(model, monkeypatch):
     monkeypatch.setattr(module, "NVIDIA_DRIVER", model)
     assert asked(model, dtype="float32") == 0
-    assert asked(model, dtype="float32", platform="cpu") == 4 * NUMBERS
+    assert asked(model, dtype="float32", platform="cpu") == 4 * HELD
 
 
 def test_what_may_not_fit_is_left_to_the_memory_plan(model, monkeypatch):
     monkeypatch.setattr(module, "host_memory", lambda: HostMemory(10 * NUMBERS, 6 * NUMBERS))
     assert asked(model, dtype="float32") == 0
-    assert asked(model, dtype="bfloat16") == 2 * NUMBERS
+    assert asked(model, dtype="bfloat16") == 2 * HELD
 
 
 def test_a_wrong_model_is_refused_at_once(model):

@@ -96,6 +96,6 @@ def check_idle(engine: Engine) -> None:
     assert engine.metrics.compile_after_ready == 0
 
 
-def small_engine(model: Path, cache: Path, **options: object) -> Engine:
+def small_engine(model: Path | str, cache: Path, **options: object) -> Engine:
     """Start an engine whose programs are shared by the tests of a session."""
     return Engine(str(model), compile_cache=str(cache), **{**SMALL, **options})

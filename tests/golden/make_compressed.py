@@ -21,6 +21,16 @@ SCHEMES = {
         "pack-quantized",
         {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128},
     ),
+    "int4_zeros": (
+        "pack-quantized",
+        {
+            "num_bits": 4,
+            "type": "int",
+            "strategy": "group",
+            "group_size": 128,
+            "symmetric": False,
+        },
+    ),
     "fp8": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
 }
 ROWS, COLUMNS = 6, 256
@@ -39,7 +49,7 @@ def main() -> None:
     """Quantize one matrix in each scheme."""
     weight, arrays = matrix(), {"weight": matrix().numpy()}
     for name, (layout, fields) in SCHEMES.items():
-        weights = QuantizationArgs(symmetric=True, dynamic=False, **fields)
+        weights = QuantizationArgs(dynamic=False, **{"symmetric": True, **fields})
         scheme = QuantizationScheme(targets=["Linear"], weights=weights)
         groups = weight.reshape(ROWS, -1, weights.group_size or COLUMNS)
         scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), weights)

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from bench.gpu import run_all
+from bench.gpu import matmul_rows, run_all
 from bench.gpu.results import Results, Row, Skip
-from bench.gpu.timing import Limits
+from bench.gpu.timing import Limits, Scale
 from bench.gpu.work import Sizes, Work, shrunk, works
 from rtp_jax.models.registry import read_spec
 from rtp_jax.quant.kv_schemes import kv_layers
+from tools.every_scheme import EVERY_SCHEME
 from tools.model_shapes import SIZES, config_of
 
 FIGURES = {"milliseconds", "spread", "share_of_floor", "bound", "bytes", "flops"}
@@ -86,6 +87,7 @@ def test_the_floor_is_whichever_takes_longer():
     limits = Limits(bytes_per_s=1e12, flops_per_s=1e14)
     assert limits.floor(num_bytes=1e9, flops=1e10) == (1e-3, "bytes")
     assert limits.floor(num_bytes=1e6, flops=1e12) == (1e-2, "flops")
+    assert limits.floor(num_bytes=1e6, flops=1e12, narrow=True) == (5e-3, "flops")
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -112,11 +114,17 @@ def test_a_causal_step_computes_half_of_the_square():
     assert len(works(dry=False)) == 13
 
 
-def test_a_kernel_is_checked_in_the_dry_mode(tmp_path):
-    content = dry(tmp_path, "kernels", "check/matmul/int8/xla")
-    (row,) = content["rows"].values()
-    assert row["status"] == "ok"
-    assert 0 < row["error_of_check"] < row["tolerance"]
+def test_kernels_are_checked_in_the_dry_mode(tmp_path):
+    content = dry(tmp_path, "kernels", "check/matmul/int4_zeros/")
+    rows = content["rows"]
+    assert rows.keys() == {f"check/matmul/int4_zeros/{name}" for name in ("mosaic_gpu", "xla")}
+    for row in rows.values():
+        if row["status"] == "skipped":
+            assert "jax 0.11" in row["note"]
+        else:
+            assert row["status"] == "ok"
+            assert 0 < row["error_of_check"] < row["tolerance"]
+    assert rows["check/matmul/int4_zeros/xla"]["status"] == "ok"
     assert content["facts"]["copy_GB_per_s"] > 0
 
 
@@ -124,6 +132,43 @@ def test_a_kernel_is_timed_in_the_dry_mode(tmp_path):
     (row,) = dry(tmp_path, "kernels", "matmul/bfloat16/small x 8/cublas")["rows"].values()
     assert row["status"] == "ok"
     assert row.keys() >= FIGURES
+
+
+@pytest.mark.parametrize("scheme", EVERY_SCHEME)
+def test_every_scheme_is_checked_and_timed_beside_bfloat16(scheme):
+    for is_dry in (True, False):
+        scale = Scale(is_dry, None, "cpu" if is_dry else "cuda")
+        names = {row.name for row in matmul_rows.rows(scale, Limits(1, 1))}
+        ours = {name for name in names if name.startswith(f"matmul/{scheme}/")}
+        assert f"check/matmul/{scheme}/mosaic_gpu" in names
+        assert len(ours) >= 2 if is_dry else len(ours) >= 8
+        for name in ours:
+            assert f"matmul/bfloat16/{name.split('/')[2]}/cublas" in names
+
+
+def test_times_are_compared_with_bfloat16():
+    rows = {
+        "check/matmul/int8/xla": {"status": "ok"},
+        "matmul/bfloat16/gate x 8/cublas": {"milliseconds": 3.0},
+        "matmul/int8/gate x 8/xla": {"milliseconds": 2.0},
+        "matmul/int8/down x 8/xla": {"milliseconds": 2.0},
+        "matmul/fp8/gate x 8/mosaic_gpu": {"status": "failed"},
+    }
+    assert matmul_rows.over_bfloat16(rows) == {"matmul/int8/gate x 8/xla": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "num_bytes", "is_narrow"),
+    [
+        ("bfloat16", 2 * 128 * 256, False),
+        ("int8", 128 * 256 + 128 * 4, False),
+        ("int4_zeros-32", 128 * 128 + 128 * 8 * 5, False),
+        ("fp8_block", 128 * 256 + 128 * 2 * 4, True),
+    ],
+)
+def test_a_product_knows_its_bytes(scheme, num_bytes, is_narrow):
+    product = matmul_rows.Product(8, 128, 256, scheme)
+    assert (product.weight_bytes, product.is_narrow) == (num_bytes, is_narrow)
 
 
 @pytest.mark.full

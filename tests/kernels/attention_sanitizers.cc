@@ -1,5 +1,5 @@
 // Random calls of native attention in memory of exactly their size, against plain loops in double.
-// Built with sanitizers by test_native_attention_sanitizers.py; says what is wrong and returns 1.
+// Built with sanitizers by test_native_sanitizers.py; says what is wrong and returns 1.
 #include <cmath>
 #include <cstdio>
 #include <limits>

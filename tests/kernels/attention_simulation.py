@@ -1,6 +1,6 @@
 """Runs the Mosaic GPU kernels of paged attention in jax's simulator; prints a line of JSON a case.
 
-    NPROC=16 python -m tests.kernels.attention_simulation
+    NPROC=16 python -m tests.kernels.attention_simulation ragged everything int8 float8
 
 A process of its own, because the simulator has a thread for each warpgroup that waits inside a
 callback: XLA needs more threads for that than the two that it makes on a machine of two cores.
@@ -8,6 +8,7 @@ callback: XLA needs more threads for that than the two that it makes on a machin
 
 import functools
 import json
+import sys
 from typing import Any
 
 import jax
@@ -86,5 +87,5 @@ def simulate(name: str) -> dict:
 
 
 if __name__ == "__main__":
-    for case_name in CASES:
+    for case_name in sys.argv[1:]:
         print(json.dumps(simulate(case_name)), flush=True)

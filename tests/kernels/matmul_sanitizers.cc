@@ -1,5 +1,5 @@
 // Random products with packed weights in memory of exactly their size, against plain loops in
-// double.  Built with sanitizers by test_native_matmul_sanitizers.py; says what is wrong, returns 1.
+// double.  Built with sanitizers by test_native_sanitizers.py; says what is wrong, returns 1.
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -53,8 +53,8 @@ struct Weight {
       : blocks(new uint8_t[divided_up(outer, kBlockRows) * block_bytes(scheme, inner)]),
         numbers(static_cast<size_t>(outer * inner)) {
     auto number = static_cast<int64_t>(scheme);
-    if (scheme == Scheme::kInt4Zeros) {
-      int64_t groups = outer * inner / kGroup;
+    if (has_zeros(scheme)) {
+      int64_t groups = outer * inner / group_of(scheme, inner);
       std::vector<uint8_t> values(static_cast<size_t>(outer * inner / 2)), zeros(static_cast<size_t>(groups));
       for (auto& pair : values) pair = static_cast<uint8_t>(below(256));
       for (auto& zero : zeros) zero = static_cast<uint8_t>(below(16));
@@ -89,7 +89,7 @@ void run(const Linear& call) {
 bool is_right(Scheme scheme, Epilogue epilogue) {
   int64_t rows = below(3) ? 1 + below(20) : 40 + below(90), total = rows + below(3);
   int64_t inner = 1 + below(700);
-  if (is_int4(scheme)) inner = kGroup * (1 + below(11));
+  if (is_grouped(scheme)) inner = group_of(scheme, kCell) * (1 + below(11));
   if (below(4) == 0) rows = 0;
   Numbers x(total * inner, below(2) == 0);
   Linear call{};
@@ -128,8 +128,9 @@ bool is_right(Scheme scheme, Epilogue epilogue) {
           bound = size[0] * size[1];
         }
         if (epilogue == Epilogue::kAdd && m < rows) wanted += residual[m * outer + o];
-        // int8 rounds x by up to 1/254 of its largest, which may be 5 times a usual one.
-        bound *= rounds ? 0.03 : outputs[i].bfloat16 ? 0.01 : 1e-4;
+        // int8 rounds x by up to 1/254 of its largest, which may be 5 times a usual one; float8 by
+        // 1/16 of itself.
+        bound *= is_fp8(scheme) ? 0.07 : rounds ? 0.03 : outputs[i].bfloat16 ? 0.01 : 1e-4;
         double got = outputs[i][m * call.outer[i] + o];
         if (std::abs(got - wanted) <= bound) continue;
         printf("scheme %d epilogue %d rows %d of %d inner %d: [%d][%d, %d] is %g, not %g\n",
@@ -145,7 +146,7 @@ bool is_right(Scheme scheme, Epilogue epilogue) {
 int main() {
   if (rtp_prepare()) return 1;
   for (int round = 0; round < 6; ++round)
-    for (int scheme = 0; scheme < 6; ++scheme)
+    for (int scheme = 0; scheme < 12; ++scheme)
       for (int epilogue = 0; epilogue < 3; ++epilogue)
         if (!is_right(static_cast<Scheme>(scheme), static_cast<Epilogue>(epilogue))) return 1;
   puts("fine");

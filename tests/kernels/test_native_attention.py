@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtp_jax.config import native_cache
-from rtp_jax.kernels.native import attention, library
-from rtp_jax.kernels.native.levels import NAMES, levels_of_this_cpu
+from rtp_jax.kernels.native import attention
 from rtp_jax.kernels.native.library import Library
 from rtp_jax.kernels.paged_attention import native_cpu, reference
 from rtp_jax.kernels.paged_attention.shape import AttentionShape
@@ -28,17 +26,6 @@ SHAPES = {
     "segments": Case((2500, 1100), (1, 40), 4, 2, 32, 16),
 }
 MIXED = Case((40, 2100, 1130, 5), (1, 1, 70, 5), 4, 2, 32, 16)
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def level(request: pytest.FixtureRequest):
-    """Load the kernels of a level; afterwards programs are built with the best one again."""
-    if request.param not in [one.name for one in levels_of_this_cpu()]:
-        pytest.skip(f"this processor does not run {request.param}")
-    if reason := library.load(native_cache(), level=request.param):
-        pytest.skip(reason)
-    yield library.loaded(request.param)
-    library.load(native_cache())
 
 
 @functools.cache
@@ -61,6 +48,14 @@ def test_attention_matches_the_reference(level: Library, name, dtype, tolerance)
     assert (actual[new:] == 0).all()
 
 
+@functools.cache
+def expected_scaled(case: Case, stored: str, dtype: str) -> np.ndarray:
+    """What the reference gives from pages with scales."""
+    (query, *rest), scales = scaled(case, stored)
+    call = functools.partial(reference.paged_attention, **options(case))
+    return np.float32(jax.jit(call)(query.astype(dtype), *rest, scales=scales))
+
+
 @pytest.mark.parametrize("stored", ["int8", "float8_e4m3fn"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 4e-2)])
 def test_pages_may_have_scales(level: Library, stored, dtype, tolerance):
@@ -69,14 +64,9 @@ def test_pages_may_have_scales(level: Library, stored, dtype, tolerance):
     query = query.astype(dtype)
     call = functools.partial(attention.attention, level, **options(case))
     actual = jax.jit(call)(query, *rest, scales=scales)
-    right = jax.jit(functools.partial(reference.paged_attention, **options(case)))
     new = sum(case.new)
-    np.testing.assert_allclose(
-        np.float32(actual[:new]),
-        np.float32(right(query, *rest, scales=scales)[:new]),
-        rtol=0,
-        atol=tolerance,
-    )
+    right = expected_scaled(case, stored, dtype)[:new]
+    np.testing.assert_allclose(np.float32(actual[:new]), right, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -102,10 +92,11 @@ def test_what_no_token_sees_may_be_anything(level: Library, dtype, window):
     query, pages, layer, step = inputs(case, dtype)
     dirty = np.full(pages.shape, np.nan, np.float32)
     dirty = np.array(dirty if dtype == jnp.float32 else np.full(pages.shape, 0x7FC0, np.uint16))
+    table, held = np.asarray(step.page_table), np.asarray(pages)
     for s, (length, new) in enumerate(zip(case.lengths, case.new, strict=True)):
         for p in range(max(0, length - new + 1 - (window or length)), length):
-            page, offset = step.page_table[s, p // case.page_size], p % case.page_size
-            dirty[page, :, :, :, offset] = pages[page, :, :, :, offset]
+            page, offset = table[s, p // case.page_size], p % case.page_size
+            dirty[page, :, :, :, offset] = held[page, :, :, :, offset]
     call = jax.jit(functools.partial(attention.attention, level, **options(case)))
     clean = np.float32(call(query, pages, layer, step))
     np.testing.assert_array_equal(np.float32(call(query, jnp.asarray(dirty), layer, step)), clean)
@@ -131,6 +122,23 @@ def group_of(pages, kv_dtype) -> KVGroup:
     """Give pages of one byte a number scales that were written before."""
     scaled = jnp.dtype(kv_dtype).itemsize == 1
     return KVGroup(pages, jnp.full(pages.shape[:-1], 0.5, jnp.float32) if scaled else None)
+
+
+@functools.cache
+def rotated_and_written(dtype: str, kv_dtype: str, norms: bool) -> tuple[jax.Array, KVGroup]:
+    """What the layers make of the step "all kinds at once": queries, and pages with its keys."""
+    case = CASES["all kinds at once"]
+    query, pages, layer, step = inputs(case, dtype, kv_dtype)
+    projected, turn, scales = projections(case, query.shape[0], dtype)
+
+    def layers(kv):
+        query, key, value = (x.reshape(x.shape[0], -1, case.head_dim) for x in projected)
+        if norms:
+            query, key = normed(query, scales[0][1 - layer]), normed(key, scales[1][1 - layer])
+        query, key = rotate(query, turn), rotate(key, turn)
+        return query, write_kv(kv, layer, key, value, step)
+
+    return jax.jit(layers)(group_of(pages, kv_dtype))
 
 
 def numbers_of(kv: KVGroup) -> np.ndarray:
@@ -168,20 +176,13 @@ def test_rope_and_pages_match_the_layers(level: Library, dtype, kv_dtype, norms)
     projected, turn, scales = projections(case, query.shape[0], dtype)
     other = 1 - layer  # layers are counted within a KV group, and factors within the model
 
-    def layers(kv):
-        query, key, value = (x.reshape(x.shape[0], -1, case.head_dim) for x in projected)
-        if norms:
-            query, key = normed(query, scales[0][other]), normed(key, scales[1][other])
-        query, key = rotate(query, turn), rotate(key, turn)
-        return query, write_kv(kv, layer, key, value, step)
-
     def native(kv):
         heads = attention.HeadNorms(*scales, layer=other, eps=1e-6) if norms else None
         return attention.rope_kv(
             level, projected, kv, layer, step, cos=turn.cos, sin=turn.sin, norms=heads
         )
 
-    expected_query, expected = jax.jit(layers)(before)
+    expected_query, expected = rotated_and_written(dtype, kv_dtype, norms)
     actual_query, actual = jax.jit(native)(before)
     new = sum(case.new)
     relative, _ = STEPS[dtype]

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtp_jax.config import native_cache
 from rtp_jax.kernels.linear import linear as any_linear
-from rtp_jax.kernels.native import library, packing
-from rtp_jax.kernels.native.levels import NAMES, levels_of_this_cpu
+from rtp_jax.kernels.native import packing
+from rtp_jax.kernels.native.library import Library
 from rtp_jax.kernels.native.linear import embed, linear
 from rtp_jax.kernels.quantized_matmul import native_cpu, reference
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
 from rtp_jax.quant.quantized_array import NATIVE, ROWS, QuantizedArray, plain
 from rtp_jax.quant.schemes import FROM_CHECKPOINTS, PLAIN, SCHEMES, dequantize, quantize
+from tests.kernels.packed import numbers, pack, with_zeros
 
 BFLOAT16, FLOAT32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 CASES = {  # scheme and dtype of x, which is that of plain weights
@@ -24,51 +24,17 @@ CASES = {  # scheme and dtype of x, which is that of plain weights
     "int8_dynamic": (SCHEMES["int8_dynamic"], BFLOAT16),
     "int4": (SCHEMES["int4"], BFLOAT16),
     "int4_zeros": (FROM_CHECKPOINTS["int4_zeros"], BFLOAT16),
+    "int4_64": (SCHEMES["int4"]._replace(group=64), BFLOAT16),
+    "int4_32": (SCHEMES["int4"]._replace(group=32), FLOAT32),
+    "int4_zeros_64": (FROM_CHECKPOINTS["int4_zeros"]._replace(group=64), FLOAT32),
+    "int4_zeros_32": (FROM_CHECKPOINTS["int4_zeros"]._replace(group=32), BFLOAT16),
+    "fp8": (SCHEMES["fp8"], BFLOAT16),
+    "fp8_float32": (SCHEMES["fp8"], FLOAT32),
+    "fp8_block": (FROM_CHECKPOINTS["fp8_block"], BFLOAT16),
 }
 # tokens, rows that matter, inner, outer: tiles that are not full, several passes of x
 SHAPES = [(1, 1, 256, 48), (5, 3, 384, 40), (33, 30, 128, 17), (70, 70, 640, 96)]
 LONG = (530, 520, 2176, 33)
-
-
-def load(level: str) -> bool:
-    reason = library.load(native_cache(), level=level)
-    if reason is not None and "compiler" in reason:
-        pytest.skip(reason)
-    assert reason is None
-    return True
-
-
-@pytest.fixture(params=NAMES)
-def level(request):
-    if request.param not in [one.name for one in levels_of_this_cpu()]:
-        pytest.skip(f"this processor does not run {request.param}")
-    assert load(request.param)
-    return request.param
-
-
-def numbers(shape, dtype, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype)
-
-
-def pack(rows: np.ndarray, scheme) -> QuantizedArray:
-    """Pack a stack [layers, outer, inner]."""
-    layers, outer, inner = rows.shape
-    size = packing.block_bytes(scheme, inner, rows.dtype)
-    blocks = np.full((layers, -(-outer // packing.BLOCK_ROWS), size), 255, np.uint8)
-    for layer in range(layers):
-        if scheme.zeros:
-            values, scales, zeros = with_zeros(rows[layer], scheme)
-            packing.pack_values(values, scales, zeros, scheme, blocks[layer])
-        else:
-            packing.pack_rows(rows[layer], scheme, blocks[layer])
-    return QuantizedArray(jnp.asarray(blocks), None, scheme, NATIVE, outer, inner)
-
-
-def with_zeros(rows: np.ndarray, scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Encode rows, and draw zero points, which shifts the numbers of each group."""
-    values, scales = quantize(rows, scheme._replace(zeros=False))
-    zeros = np.random.default_rng(rows.size).integers(0, 16, scales.shape)
-    return values, scales, zeros.astype(np.uint8)
 
 
 def decoded(rows: np.ndarray, scheme) -> np.ndarray:
@@ -82,8 +48,10 @@ def decoded(rows: np.ndarray, scheme) -> np.ndarray:
 
 
 def rounded_x(x: np.ndarray, scheme) -> np.ndarray:
-    """What is multiplied: x, or x after it was rounded to int8 by token, or token and group."""
+    """What is multiplied: x, or x after it was rounded by token, or token and group."""
     x = x.astype(np.float32)
+    if scheme.floating:
+        return dequantize(*quantize(x, scheme), scheme).astype(np.float64)
     if scheme.name not in ("int8_dynamic", "int4", "int4_zeros"):
         return x.astype(np.float64)
     groups = x.reshape(len(x), -1, scheme.group or x.shape[1])
@@ -98,22 +66,26 @@ def test_products_are_those_of_float64(level, case, shape):
     check_product(level, case, shape)
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4", "int4_zeros"])
-def test_products_of_many_rows_in_several_passes(case):
-    check_product(first_level(), case, LONG)
+@pytest.mark.parametrize(
+    "case",
+    ["bfloat16", "int8", "int8_dynamic", "int4", "int4_zeros", "int4_zeros_32", "fp8", "fp8_block"],
+)
+def test_products_of_many_rows_in_several_passes(best_level, case):
+    check_product(best_level, case, LONG)
 
 
-def first_level() -> str:
-    name = levels_of_this_cpu()[0].name
-    assert load(name)
-    return name
+@pytest.mark.parametrize(
+    ("case", "inner"), [("fp8", 75), ("int4_32", 96), ("int4_zeros_32", 32), ("int4_64", 192)]
+)
+def test_rows_need_not_fill_the_last_tile(level, case, inner):
+    check_product(level, case, (21, 20, inner, 40))
 
 
-def check_product(level: str, case: str, shape):
+def check_product(level: Library, case: str, shape):
     (scheme, dtype), (tokens, rows, inner, outer) = CASES[case], shape
     weights, x = numbers((2, outer, inner), dtype, 0), numbers((tokens, inner), dtype, 1)
     (out,) = linear(
-        jnp.asarray(x), [pack(weights, scheme)], 1, rows=rows, dtype=FLOAT32, level=level
+        jnp.asarray(x), [pack(weights, scheme)], 1, rows=rows, dtype=FLOAT32, level=level.level
     )
     number = decoded(weights[1], scheme).astype(np.float64)
     wanted = rounded_x(x[:rows], scheme) @ number.T
@@ -123,35 +95,56 @@ def check_product(level: str, case: str, shape):
     assert not np.asarray(out)[rows:].any()
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_among_activations_spreads_over_its_row(level, case, bad):
+    scheme, dtype = CASES[case]
+    weight, x = pack(numbers((1, 40, 256), dtype, 16), scheme), numbers((3, 256), dtype, 17)
+    (clean,) = linear(jnp.asarray(x), [weight], 0, dtype=FLOAT32, level=level.level)
+    x[1, 200] = bad
+    (out,) = linear(jnp.asarray(x), [weight], 0, dtype=FLOAT32, level=level.level)
+    assert not np.isfinite(out[1]).any()
+    np.testing.assert_array_equal(out[::2], clean[::2])
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4", "int4_32", "fp8"])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_what_is_no_number_among_weights_stays_none(level, case, bad):
+    scheme, dtype = CASES[case]
+    rows, x = numbers((1, 40, 256), dtype, 18), jnp.asarray(numbers((3, 256), dtype, 19))
+    (clean,) = linear(x, [pack(rows, scheme)], 0, dtype=FLOAT32, level=level.level)
+    rows[0, 21, 130] = bad
+    (out,) = linear(x, [pack(rows, scheme)], 0, dtype=FLOAT32, level=level.level)
+    assert not np.isfinite(out[:, 21]).any()
+    np.testing.assert_array_equal(np.delete(out, 21, axis=1), np.delete(clean, 21, axis=1))
+
+
+@pytest.mark.parametrize("case", ["int8", "int4", "int4_32", "fp8", "fp8_block"])
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize(("outer", "inner"), [(16, 128), (37, 256), (3, 1152)])
-def test_packing_agrees_with_the_definition_to_the_bit(level, scheme, dtype, outer, inner):
-    rows = numbers((1, outer, inner), dtype, 2)
+def test_packing_agrees_with_the_definition_to_the_bit(level, case, dtype, outer, inner):
+    scheme, rows = CASES[case][0], numbers((1, outer, inner), dtype, 2)
     rows[0, 0, :128] = 0  # a group, and in one case most of a row
     rows[0, 1, 5:7] = [4, -4]  # equal magnitudes: the first decides
-    packed = pack(rows, SCHEMES[scheme])
-    assert level in NAMES
-    np.testing.assert_array_equal(
-        packing.unpack(packed, 0, dtype), decoded(rows[0], SCHEMES[scheme])
-    )
+    packed = pack(rows, scheme)
+    np.testing.assert_array_equal(packing.unpack(packed, 0, dtype), decoded(rows[0], scheme))
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8_dynamic", "int4"])
+@pytest.mark.usefixtures("best_level")
+@pytest.mark.parametrize("case", ["int8", "int8_dynamic", "int4", "int4_64", "fp8", "fp8_block"])
 @pytest.mark.parametrize(("outer", "inner"), [(16, 128), (37, 384)])
-def test_values_are_packed_as_their_numbers_are(scheme, outer, inner):
-    first_level()
-    rows = numbers((1, outer, inner), FLOAT32, 2)
-    expected = np.asarray(pack(rows, SCHEMES[scheme]).values[0])
+def test_values_are_packed_as_their_numbers_are(case, outer, inner):
+    scheme, rows = CASES[case][0], numbers((1, outer, inner), FLOAT32, 2)
+    expected = np.asarray(pack(rows, scheme).values[0])
     packed = np.full_like(expected, 255)
-    packing.pack_values(*quantize(rows[0], SCHEMES[scheme]), None, SCHEMES[scheme], packed)
+    packing.pack_values(*quantize(rows[0], scheme), None, scheme, packed)
     np.testing.assert_array_equal(packed, expected)
 
 
+@pytest.mark.usefixtures("best_level")
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize(("outer", "inner"), [(16, 32), (21, 75), (5, 67)])
 def test_plain_rows_are_packed_as_they_are(dtype, outer, inner):
-    assert load("portable")
     rows = numbers((2, outer, inner), dtype, 3)
     packed = pack(rows, PLAIN)
     np.testing.assert_array_equal(packing.unpack(packed, 1, dtype), rows[1].astype(np.float32))
@@ -162,15 +155,15 @@ def test_a_row_does_not_depend_on_those_beside_it(level, case):
     scheme, dtype = CASES[case]
     weight = pack(numbers((1, 80, 384), dtype, 4), scheme)
     x = jnp.asarray(numbers((50, 384), dtype, 5))
-    (together,) = linear(x, [weight], 0, dtype=FLOAT32, level=level)
+    (together,) = linear(x, [weight], 0, dtype=FLOAT32, level=level.level)
     for rows in (1, 2, 7, 16, 17, 33):
-        (fewer,) = linear(x, [weight], 0, rows=rows, dtype=FLOAT32, level=level)
+        (fewer,) = linear(x, [weight], 0, rows=rows, dtype=FLOAT32, level=level.level)
         np.testing.assert_array_equal(fewer[:rows], together[:rows])
-    (alone,) = linear(x[40:41], [weight], 0, dtype=FLOAT32, level=level)
+    (alone,) = linear(x[40:41], [weight], 0, dtype=FLOAT32, level=level.level)
     np.testing.assert_array_equal(alone[0], together[40])
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4"])
+@pytest.mark.parametrize("case", ["bfloat16", "int8", "int8_dynamic", "int4", "fp8", "fp8_block"])
 @pytest.mark.parametrize("epilogue", ["none", "add", "silu_mul"])
 @pytest.mark.parametrize(
     ("tokens", "inner", "outer"), [(150, 256, 64), (150, 128, 80), (555, 2176, 32)]
@@ -185,7 +178,12 @@ def test_results_of_many_rows_are_those_of_few(level, case, epilogue, tokens, in
     def run(x, residual):
         given = weights[:1] if epilogue == "add" else weights
         residual = residual if epilogue == "add" else None
-        options = {"epilogue": epilogue, "residual": residual, "dtype": BFLOAT16, "level": level}
+        options = {
+            "epilogue": epilogue,
+            "residual": residual,
+            "dtype": BFLOAT16,
+            "level": level.level,
+        }
         return linear(x, given, 0, **options)
 
     together = run(x, residual)
@@ -211,7 +209,7 @@ def test_epilogues_are_those_of_separate_steps(level, epilogue, dtype):
         epilogue=epilogue,
         residual=residual,
         dtype=dtype,
-        level=level,
+        level=level.level,
     )
     wanted = any_linear(
         x.astype(jnp.float32),
@@ -247,7 +245,7 @@ def test_silu_holds_for_extreme_numbers(level):
         0,
         epilogue="silu_mul",
         dtype=FLOAT32,
-        level=level,
+        level=level.level,
     )
     with np.errstate(over="ignore"):
         wanted = 2 * values.astype(np.float64) / (1 + np.exp(-values.astype(np.float64)))
@@ -258,16 +256,16 @@ def test_silu_holds_for_extreme_numbers(level):
 def test_several_weights_share_a_call(level):
     x = jnp.asarray(numbers((4, 128), BFLOAT16, 10))
     rows = [numbers((1, outer, 128), BFLOAT16, outer) for outer in (48, 16, 17)]
-    together = linear(x, [pack(one, PLAIN) for one in rows], 0, dtype=BFLOAT16, level=level)
+    together = linear(x, [pack(one, PLAIN) for one in rows], 0, dtype=BFLOAT16, level=level.level)
     for one, product in zip(rows, together, strict=True):
-        (alone,) = linear(x, [pack(one, PLAIN)], 0, dtype=BFLOAT16, level=level)
+        (alone,) = linear(x, [pack(one, PLAIN)], 0, dtype=BFLOAT16, level=level.level)
         np.testing.assert_array_equal(product, alone)
 
 
+@pytest.mark.usefixtures("best_level")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 def test_rows_of_a_table_are_found(case, dtype):
-    first_level()
     scheme, stored = CASES[case]
     rows = numbers((1, 37, 256), stored, 11)
     ids = jnp.int32([36, 0, 16, 15, 36, 99, -4])
@@ -276,8 +274,8 @@ def test_rows_of_a_table_are_found(case, dtype):
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.usefixtures("best_level")
 def test_the_operation_finds_the_kernel_and_agrees_with_its_reference():
-    first_level()
     scheme = SCHEMES["int8_dynamic"]
     rows, x = numbers((2, 24, 128), BFLOAT16, 12), jnp.asarray(numbers((3, 128), BFLOAT16, 13))
     encoded = [quantize(one, scheme) for one in rows]
@@ -288,8 +286,8 @@ def test_the_operation_finds_the_kernel_and_agrees_with_its_reference():
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # float32 sums in the reference
 
 
+@pytest.mark.usefixtures("best_level")
 def test_rows_and_layer_may_be_known_only_when_it_runs():
-    first_level()
     weight = pack(numbers((3, 16, 64), FLOAT32, 14), PLAIN)
     x = jnp.asarray(numbers((6, 64), FLOAT32, 15))
 
@@ -303,19 +301,21 @@ def test_rows_and_layer_may_be_known_only_when_it_runs():
         assert not np.asarray(program(layer, rows))[rows:].any()
 
 
+@pytest.mark.usefixtures("best_level")
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({"platform": "cuda"}, "written for cpu"),
         ({"layout": ROWS}, "reads the layout 'native'"),
         ({"dtype": jnp.dtype(jnp.float16)}, "not float16"),
-        ({"scheme": SCHEMES["int4"]._replace(group=64)}, "groups of 128, not 64"),
+        ({"scheme": SCHEMES["int4"]._replace(group=16)}, "groups of 128, 64, 32, not 16"),
+        ({"scheme": SCHEMES["int4"]._replace(group=None)}, "not None"),
+        ({"scheme": SCHEMES["int4"], "inner": 192}, "rows of 192 are not whole groups of 128"),
         ({"inner": 16}, "at least 32"),
         ({"scheme": SCHEMES["int8"], "inner": 1 << 17}, "65536"),
     ],
 )
 def test_obstacles_are_said_in_words(changed, reason):
-    first_level()
     call = MatmulShape("cpu", BFLOAT16, PLAIN, NATIVE, 4, 64, 128)
     assert native_cpu.obstacle(call) is None
     assert reason in (native_cpu.obstacle(call._replace(**changed)) or "")

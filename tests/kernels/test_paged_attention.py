@@ -87,6 +87,11 @@ def inputs(case: Case, dtype=jnp.float32, kv_dtype=None, seed: int = 0):
     return jnp.asarray(query, dtype), pages, jnp.int32(1), step
 
 
+def on_host(step: StepInputs) -> StepInputs:
+    """Give loops NumPy arrays: an element of a device's array costs a program each."""
+    return jax.tree.map(np.asarray, step)
+
+
 def options(case: Case) -> dict:
     sinks = np.linspace(-1.0, 3.0, case.heads, dtype=np.float32)
     return {
@@ -103,11 +108,12 @@ def exact(case: Case, query, pages, layer, step, scales=None) -> np.ndarray:
     pages = np.asarray(from_bits(pages), np.float64)[:, int(layer)]
     if scales is not None:
         pages = pages * np.asarray(scales, np.float64)[:, int(layer), ..., None]
+    step, sinks = on_host(step), np.asarray(options(case)["sinks"])
     out = np.zeros_like(query)[: sum(case.new)]
     for token in range(out.shape[0]):
         position = int(step.positions[0, token])
         begin = 0 if case.window is None else max(0, position - case.window + 1)
-        table = np.asarray(step.page_table[step.sequence_of[token]])
+        table = step.page_table[step.sequence_of[token]]
         seen = [
             (table[p // case.page_size], p % case.page_size) for p in range(begin, position + 1)
         ]
@@ -120,7 +126,7 @@ def exact(case: Case, query, pages, layer, step, scales=None) -> np.ndarray:
             score = key @ query[token, head] * 0.3
             if case.soft_cap is not None:
                 score = case.soft_cap * np.tanh(score / case.soft_cap)
-            sink = [options(case)["sinks"][head]] if case.sinks else []
+            sink = [sinks[head]] if case.sinks else []
             weight = np.exp(np.concatenate([score, sink]) - score.max())
             out[token, head] = (weight / weight.sum())[: score.size] @ value
     return out
@@ -191,15 +197,15 @@ def test_a_window_may_be_an_array(implementation):
 def test_what_pages_held_before_does_not_matter(implementation, name):
     case = CASES[name]
     query, pages, layer, step = inputs(case)
-    dirty = np.full(pages.shape, np.nan, np.float32)
+    dirty, held, table = np.full(pages.shape, np.nan), np.asarray(pages), on_host(step).page_table
     for s, length in enumerate(case.lengths):
         for p in range(length):
-            spot = (step.page_table[s, p // case.page_size], slice(None), slice(None))
+            spot = (table[s, p // case.page_size], slice(None), slice(None))
             spot = (*spot, slice(None), p % case.page_size)
-            dirty[spot] = pages[spot]
+            dirty[spot] = held[spot]
     call = compiled(name, implementation)
     expected = call(query, pages, layer, step)[: sum(case.new)]
-    actual = call(query, jnp.asarray(dirty), layer, step)[: sum(case.new)]
+    actual = call(query, jnp.asarray(dirty, pages.dtype), layer, step)[: sum(case.new)]
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -280,11 +286,11 @@ def test_scales_that_pages_held_before_do_not_matter():
     case = CASES["decode"]
     arguments, scales = scaled(case, "int8")
     _, _, _, step = arguments
-    dirty = np.full(scales.shape, np.nan, np.float32)
+    dirty, held = np.full(scales.shape, np.nan, np.float32), np.asarray(scales)
     for s, length in enumerate(case.lengths):
         for p in range(length):
-            page, offset = step.page_table[s, p // case.page_size], p % case.page_size
-            dirty[page, :, :, :, offset] = scales[page, :, :, :, offset]
+            page, offset = on_host(step).page_table[s, p // case.page_size], p % case.page_size
+            dirty[page, :, :, :, offset] = held[page, :, :, :, offset]
     call = jax.jit(functools.partial(xla_cpu.paged_attention, scale=0.3))
     expected = call(*arguments, scales=scales)[: sum(case.new)]
     actual = call(*arguments, scales=jnp.asarray(dirty))[: sum(case.new)]
@@ -306,6 +312,7 @@ def test_what_is_written_with_a_scale_is_read_back(stored, error):
     kv = KVGroup(stored_pages, jnp.zeros(pages.shape[:-1], jnp.float32))
     stored_pages, scales, _ = jax.jit(write_kv)(kv, layer, key, value, step)
     numbers = np.float32(from_bits(stored_pages)) * np.asarray(scales)[..., None]
+    step = on_host(step)
     for token in range(sum(case.new)):
         position = int(step.positions[0, token])
         page = step.page_table[step.sequence_of[token], position // case.page_size]

@@ -15,15 +15,19 @@ from rtp_jax.errors import KernelError
 from rtp_jax.kernels import compat
 from rtp_jax.kernels.quantized_matmul import mosaic_gpu, quantized_matmul, reference
 from rtp_jax.kernels.quantized_matmul.mosaic_plan import (
+    MAX_TOKENS,
     SHARED_BYTES,
     Plan,
     Tiling,
     default_tiling,
+    group_size,
     plan,
     stage_bytes,
+    sums_at_once,
 )
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray, plain
 from rtp_jax.quant.schemes import SCHEMES, quantize
+from tools.every_scheme import EVERY_SCHEME
 
 needs_mosaic = pytest.mark.skipif(not compat.HAS_MOSAIC_GPU, reason="needs jax 0.11")
 MATRICES = [(6144, 4096), (4096, 14336), (28672, 4096), (1024, 3072), (151936, 1024), (64, 128)]
@@ -31,12 +35,14 @@ MATRICES = [(6144, 4096), (4096, 14336), (28672, 4096), (1024, 3072), (151936, 1
 
 def weights(name: str, outer: int, inner: int, **changes: int) -> QuantizedArray:
     """Draw two layers in a scheme, or one that is like it."""
-    scheme = SCHEMES[name]._replace(**changes)
+    scheme = EVERY_SCHEME[name]._replace(**changes)
     draw = np.random.default_rng(0)
     dense = draw.standard_normal((2, outer, inner)).astype(np.float32)
-    encoded = [quantize(matrix, scheme) for matrix in dense]
+    encoded = [quantize(matrix, scheme._replace(zeros=False)) for matrix in dense]
     values, scales = (jnp.asarray(np.stack(part)) for part in zip(*encoded, strict=True))
-    return QuantizedArray(values, scales, scheme, ROWS, outer=outer, inner=inner)
+    zeros = draw.integers(0, 16, scales.shape, np.uint8) if scheme.zeros else None
+    zeros = None if zeros is None else jnp.asarray(zeros)
+    return QuantizedArray(values, scales, scheme, ROWS, outer=outer, inner=inner, zeros=zeros)
 
 
 def rows_of(tokens: int, inner: int) -> jax.Array:
@@ -75,8 +81,14 @@ def assert_close(actual, expected) -> None:
         ("int4", Tiling(1, 64, 8, 128, 2, blocks=3)),
         ("int8_dynamic", Tiling(1, 64, 8, 128, 2, blocks=3)),
         ("fp8", Tiling(1, 64, 8, 128, 2, blocks=3)),
+        ("int4_zeros", Tiling(1, 64, 8, 128, 2, blocks=3)),
+        ("int4_zeros-32", Tiling(1, 64, 8, 128, 2, blocks=3)),
+        ("fp8_block", Tiling(1, 64, 8, 128, 2, blocks=3)),
+        # Tokens enough that small groups are summed one after the other.
+        ("int4_zeros-32", Tiling(1, 64, 56, 128, 2, blocks=1)),
         # Two warpgroups share the tile of x, a step has two groups, and stages are used twice.
         ("int4", Tiling(2, 64, 8, 256, 1, blocks=1)),
+        ("int4-64", Tiling(2, 64, 8, 256, 1, blocks=1)),
     ],
 )
 def test_kernel_matches_reference(name, tiling):
@@ -96,15 +108,14 @@ def test_tiles_of_padding_are_skipped_and_zero():
 
 
 @needs_mosaic
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", EVERY_SCHEME)
 def test_the_kernel_is_in_the_program(name):
-    weight = weights(name, 128, 512)
+    leaves, tree = jax.tree.flatten(weights(name, 128, 512))
 
-    def run(x, values, scales, layer):
-        stack = QuantizedArray(values, scales, SCHEMES[name], ROWS, outer=128, inner=512)
-        return quantized_matmul(x, stack, layer, platform="cuda")
+    def run(x, leaves, layer):
+        return quantized_matmul(x, jax.tree.unflatten(tree, leaves), layer, platform="cuda")
 
-    arguments = (rows_of(16, 512), weight.values, weight.scales, jnp.int32(0))
+    arguments = (rows_of(16, 512), leaves, jnp.int32(0))
     lowered = jax.jit(run).trace(*arguments).lower(lowering_platforms=("cuda",))
     assert "mosaic_gpu" in lowered.as_text()
 
@@ -129,9 +140,9 @@ def covered(chosen: Plan) -> np.ndarray:
 
 @pytest.mark.parametrize("tokens", [1, 8, 24, 64, 136, 512])
 @pytest.mark.parametrize(("outer", "inner"), MATRICES)
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", EVERY_SCHEME)
 def test_a_plan_computes_every_step_once(name, outer, inner, tokens):
-    scheme = SCHEMES[name]
+    scheme = EVERY_SCHEME[name]
     tiling = default_tiling(scheme, tokens=tokens, outer=outer, inner=inner)
     padded = -(-tokens // tiling.tokens) * tiling.tokens
     chosen = plan(tiling, scheme.bits, tokens=padded, outer=outer, inner=inner)
@@ -140,7 +151,14 @@ def test_a_plan_computes_every_step_once(name, outer, inner, tokens):
     assert chosen.blocks <= tiling.blocks
     assert tiling.stages * stage_bytes(tiling, scheme) <= SHARED_BYTES
     assert tiling.stages >= 3
-    assert padded < tokens + 8 * -(-tokens // 128)  # hardly more padding than rows of eight
+    columns = -(-tokens // MAX_TOKENS[group_size(scheme)])
+    assert padded < tokens + 8 * columns  # hardly more padding than rows of eight
+
+
+def test_small_groups_are_summed_together_where_tokens_are_few():
+    for name, few, many in (("int4-32", 4, 1), ("int4-64", 2, 1), ("int4", 1, 1), ("int8", 1, 1)):
+        assert sums_at_once(Tiling(4, 64, 8, 256, 3), EVERY_SCHEME[name]) == few
+        assert sums_at_once(Tiling(2, 64, 64, 128, 3), EVERY_SCHEME[name]) == many
 
 
 def test_large_matrices_keep_the_gpu_busy():
@@ -160,7 +178,7 @@ def test_large_matrices_keep_the_gpu_busy():
         (rows_of(8, 256), weights("int8", 96, 256), r"reads 64 rows of 128 .* is \[96, 256\]"),
         (rows_of(8, 192), weights("int8", 64, 192), r"reads 64 rows of 128 .* is \[64, 192\]"),
         (rows_of(8, 256).astype(jnp.float32), weights("int4", 64, 256), "x is float32"),
-        (rows_of(8, 256), weights("int4", 64, 256, group=64), "groups have 128 .* weight 64"),
+        (rows_of(8, 256), weights("int4", 64, 256, group=256), "groups have 32, 64, 128 .* 256"),
     ],
 )
 def test_what_it_cannot_serve_it_says(x, weight, reason):

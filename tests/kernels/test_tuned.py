@@ -11,7 +11,7 @@ from rtp_jax.kernels.tuned import FOLDER, key_of, tuned
 from rtp_jax.quant.schemes import SCHEMES
 
 SIZES = {"tokens": 8, "outer": 512, "inner": 1024}
-KEY = key_of(scheme="int8", **SIZES)
+KEY = key_of(scheme="int8", group=None, **SIZES)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def table(tmp_path):
 def test_a_winner_is_found_by_what_it_was_measured_for(table):
     folder = table(1.5)
     assert tuned("quantized_matmul", KEY, folder=folder) == (2, 64, 8, 128, 3)
-    other = key_of(scheme="int8", **{**SIZES, "tokens": 16})
+    other = key_of(scheme="int8", group=None, **{**SIZES, "tokens": 16})
     assert tuned("quantized_matmul", other, folder=folder) is None
     assert tuned("paged_attention", KEY, folder=folder) is None
 

@@ -19,8 +19,10 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import architecture, read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.parallel.devices import WHOLE, Devices, LoneDevice, spec_of
 from rtp_jax.quant.kv_schemes import kv_layers
-from rtp_jax.runner.kv_arrays import kv_arrays
+from rtp_jax.runner.kv_arrays import KV_SPEC, kv_arrays
+from rtp_jax.runner.start import spread_over
 from rtp_jax.weights import loader
 from tests.golden import recipe
 
@@ -65,20 +67,30 @@ def shapes_of(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 class Run:
     """A model at work on one sequence, a few tokens at a time."""
 
-    def __init__(self, spec: ModelSpec, folder: Path, seed: int, dtype: str):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        folder: Path,
+        seed: int,
+        dtype: str,
+        devices: Devices = LoneDevice(jax.devices("cpu")[0]),
+    ):
         shapes = shapes_of(spec)
         tensors = {name: recipe.tensor(name, shape, seed) for name, shape in shapes.items()}
         save_file(tensors, folder / "model.safetensors")
-        bones = skeleton(spec, Target("cpu", jnp.dtype(dtype)))
+        bones = skeleton(spec, Target("cpu", jnp.dtype(dtype), mesh=devices.shape))
         table = architecture(spec.architecture).weight_table(spec)
-        self.weights = bones.leaves(loader.load(folder, table, bones.stored))
+        spread = spread_over(devices, bones)
+        self.weights = bones.leaves(loader.load(folder, table, bones.stored, spread=spread))
         width = CONTEXT // PAGE_SIZE
         rng = np.random.default_rng(0)
         self.table = np.zeros((SEQUENCES, width), np.int32)
         self.table[0] = 1 + rng.permutation(width)
         kv = kv_layers(spec.num_layers, dtype)
         described = kv_arrays(spec, kv, num_pages=width + 1, page_size=PAGE_SIZE)
-        self.kv = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), described)
+        self.kv = jax.tree.map(
+            lambda x: devices.put(np.zeros(x.shape, x.dtype), KV_SPEC), described
+        )
         self.length = 0
 
         def step(weights, tokens, kv, inputs):
@@ -86,6 +98,8 @@ class Run:
             hidden, kv = model(tokens, kv, inputs)
             return model.unembed(hidden), kv
 
+        specs = [spec_of(axes) for axes in bones.axes.values()]
+        step = devices.over(step, (specs, WHOLE, KV_SPEC, WHOLE), (WHOLE, KV_SPEC))
         self.step = jax.jit(step, donate_argnums=2)
 
     def advance(self, ids: np.ndarray) -> np.ndarray:
@@ -113,6 +127,25 @@ class Run:
         return np.concatenate([self.advance(chunk) for chunk in chunks])
 
 
+def check_float32(run: Run, arrays: dict[str, np.ndarray]) -> None:
+    """Prefill a prompt and go on greedily: logits and ids are those of `transformers`."""
+    prompt, greedy = arrays["prompt"], arrays["greedy"]
+
+    logits = run.prefill(prompt)
+    assert_close(logits, arrays, slice(len(prompt)), FLOAT32_TOLERANCE)
+    np.testing.assert_array_equal(logits.argmax(-1), arrays["argmax"][: len(prompt)])
+
+    ids, rows = [], []
+    for _ in range(len(greedy)):
+        ids.append(int(logits[-1].argmax()))
+        logits = run.advance(np.array(ids[-1:]))
+        rows.append(logits[0])
+    decoded = np.stack(rows[:DECODE_STEPS])
+    assert_close(decoded, arrays, slice(len(prompt), None), FLOAT32_TOLERANCE)
+    assert ids == greedy.tolist()
+    assert run.step._cache_size() == 1  # one program served prefill and decode
+
+
 def assert_close(actual: np.ndarray, arrays: dict, rows: slice, tolerance: float) -> None:
     """Compare logits relative to the largest one; of a wide vocabulary, a part and its sum."""
     largest = float(arrays["largest"][rows].max())
@@ -129,22 +162,7 @@ def assert_close(actual: np.ndarray, arrays: dict, rows: slice, tolerance: float
 @pytest.mark.parametrize("name", CASES)
 def test_float32_agrees_with_transformers(name, tmp_path):
     config, _, seed, arrays = golden(name)
-    run = Run(read_spec(config), tmp_path, seed, "float32")
-    prompt, greedy = arrays["prompt"], arrays["greedy"]
-
-    logits = run.prefill(prompt)
-    assert_close(logits, arrays, slice(len(prompt)), FLOAT32_TOLERANCE)
-    np.testing.assert_array_equal(logits.argmax(-1), arrays["argmax"][: len(prompt)])
-
-    ids, rows = [], []
-    for _ in range(len(greedy)):
-        ids.append(int(logits[-1].argmax()))
-        logits = run.advance(np.array(ids[-1:]))
-        rows.append(logits[0])
-    decoded = np.stack(rows[:DECODE_STEPS])
-    assert_close(decoded, arrays, slice(len(prompt), None), FLOAT32_TOLERANCE)
-    assert ids == greedy.tolist()
-    assert run.step._cache_size() == 1  # one program served prefill and decode
+    check_float32(Run(read_spec(config), tmp_path, seed, "float32"), arrays)
 
 
 @pytest.mark.capability("bfloat16")

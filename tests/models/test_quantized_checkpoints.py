@@ -76,7 +76,7 @@ def numbers_of(
 ) -> np.ndarray:
     """Decode one matrix as it is held, its columns in their own order."""
     path, row = place(bones, module, layer)
-    scheme, layout, outer, inner, dtype, _ = bones.encodings[path]
+    scheme, layout, outer, inner, dtype, *_ = bones.encodings[path]
     values, scales, zeros, order = (
         np.asarray(arrays[path + end] if row is None else arrays[path + end][row])
         if path + end in arrays
@@ -135,19 +135,12 @@ def program(bones: Skeleton, dtype: str):
     return jax.jit(functools.partial(prefill, bones, dtype))
 
 
-PACKED = [
-    *("gptq_128", "gptq_row", "gptq_ordered_128", "gptq_v2_ordered_128", "packed_128"),
-    *("gptq_zeros_128", "awq_128", "packed_zeros_128"),
-    *("packed_row", "packed_bytes", "int8_row_dynamic", "int8_tensor_dynamic", "int8_row"),
-]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_every_number_is_what_the_layout_says(name, tmp_path):
     check_numbers(name, tmp_path, native=None)
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", CASES)
 def test_every_number_is_the_same_when_packed(name, tmp_path):
     check_numbers(name, tmp_path, native=native_level())
 
@@ -183,6 +176,10 @@ PACKED_LOGITS = {
     "awq_128": INT8,
     "gptq_ordered_128": INT8,
     "int8_row_dynamic": INT8,
+    "gptq_zeros_ordered_32": INT8,
+    "awq_64": INT8,
+    "float8_row": FLOAT8,
+    "float8_blocks_deepseek": FLOAT8,
 }
 
 

@@ -11,26 +11,14 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import ARCHITECTURES, architecture, read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.quant.kv_schemes import kv_layers
+from tests.tiny_model import LLAMA
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 3,
-    "intermediate_size": 96,
-    "vocab_size": 100,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-}
 MISTRAL, QWEN2, QWEN3 = "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"
 
 
 def config(family: str = "LlamaForCausalLM", **changes) -> dict:
     """Write a config; a change to None takes the field away."""
-    changed = {**CONFIG, "architectures": [family], **changes}
+    changed = {**LLAMA, "architectures": [family], **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
 
@@ -142,7 +130,7 @@ REFUSED = [
     (config(rope_scaling="yarn"), "RTPJ-3202", "rope_scaling.*a mapping"),
     (config(eos_token_id=["a"]), "RTPJ-3202", "eos_token_id"),
     (config(rope_scaling={"type": "linear", "factor": 0.5}), "RTPJ-3202", "factor is '0.5'"),
-    ({**CONFIG, "architectures": []}, "RTPJ-3202", "architectures"),
+    ({**LLAMA, "architectures": []}, "RTPJ-3202", "architectures"),
     (config(num_key_value_heads=3), "RTPJ-3203", "num_key_value_heads=3"),
     (config(num_attention_heads=5, num_key_value_heads=1), "RTPJ-3203", "hidden_size.*5 heads"),
     (config(head_dim=15), "RTPJ-3203", "head_dim.*no pairs"),

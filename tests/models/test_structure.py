@@ -13,20 +13,13 @@ from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.structure import describe, described_skeleton
 from rtp_jax.quant.schemes import SCHEMES
+from tests.tiny_model import LLAMA
 
 CONFIG = {
+    **LLAMA,
     "architectures": ["Qwen3ForCausalLM"],
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 16,
-    "num_hidden_layers": 3,
-    "intermediate_size": 96,
-    "vocab_size": 100,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
-    "hidden_act": "silu",
 }
 SPEC = read_spec(CONFIG)
 TARGETS = {

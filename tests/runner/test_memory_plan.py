@@ -9,7 +9,8 @@ import pytest
 from rtp_jax.config import CacheConfig, ModelConfig, SchedulerConfig
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
 from rtp_jax.quant.kv_schemes import kv_layers
-from rtp_jax.runner.memory_plan import GIB, MIB, MemoryPlan, ModelMemory, plan_memory
+from rtp_jax.runner.memory_plan import GIB, MIB, MemoryPlan, plan_memory
+from rtp_jax.runner.workspace import ModelMemory
 
 SIZES = ModelMemory(
     weight_bytes=100 * MIB,
@@ -29,7 +30,10 @@ PAGE = 65_536
 # 512 tokens x (4 x 512 + 2 x (8 + 2) x 64 + 3 x 1024) x 4 bytes
 ACTIVATIONS = 512 * 6400 * 4
 LOGITS = 64 * 32_000 * 4 * 2
-RESERVE = 256 * MIB
+# Rows of all 8 buckets: a bit mask of the vocabulary, 1024 biases with their ids, 128 ids.
+OPTIONS = (8 + 8 + 8 + 16 + 24 + 40 + 64 + 64) * 4 * (1000 + 2 * 1024 + 128) + 8 * 3
+TOKENIZER, PROGRAMS, PROCESS = 320 * 32_000, 8 * 17_000_000, 210_000_000
+REST = OPTIONS + TOKENIZER + PROGRAMS + PROCESS
 
 
 def plan(available: int = 8 * GIB, sizes: ModelMemory = SIZES, **options) -> MemoryPlan:
@@ -58,11 +62,28 @@ def test_the_parts_add_up():
         "activations": ACTIVATIONS,
         "logits": LOGITS,
         "history": history(1024),
-        "reserve": RESERVE,
+        "options": OPTIONS,
+        "tokenizer": TOKENIZER,
+        "programs": PROGRAMS,
+        "process": PROCESS,
     }
     assert (found.page_size, found.page_bytes, found.max_model_len) == (16, PAGE, 1024)
     assert found.num_pages == 1 + 64 * (1024 // 16) * 2  # of use: twice what all sequences need
     assert found.free_bytes == 8 * GIB - 100 * MIB - found.workspace_bytes - found.kv_bytes
+
+
+def test_what_lies_on_the_device_and_what_the_process_takes():
+    found = plan(8 * GIB, max_model_len=1024)
+    assert found.array_bytes == 100 * MIB + history(1024) + OPTIONS + found.kv_bytes
+    assert found.total_bytes == 8 * GIB - found.free_bytes
+    assert found.after_compiling_bytes == found.total_bytes + 190_000_000
+    on_gpu = plan(8 * GIB, max_model_len=1024, platform="cuda")
+    assert on_gpu.after_compiling_bytes == on_gpu.total_bytes
+
+
+def test_fewer_programs_and_no_tokenizer_take_less():
+    one = dict(plan(deterministic=True, skip_tokenizer_init=True).workspace)
+    assert (one["programs"], one["tokenizer"]) == (17_000_000, 0)
 
 
 def test_without_prefix_caching_fewer_pages_are_of_use():
@@ -79,9 +100,8 @@ def test_the_default_is_a_quarter_of_the_limit_and_at_most_4_gib():
 
 def test_less_is_left_than_a_quarter():
     available = 600 * MIB
-    large = dataclasses.replace(SIZES, weight_bytes=250 * MIB)
-    room = available - 250 * MIB - ACTIVATIONS - LOGITS - history(4096) - RESERVE
-    found = plan(available, large)
+    room = available - 100 * MIB - ACTIVATIONS - LOGITS - history(4096) - REST
+    found = plan(available)
     assert found.num_pages == room // PAGE
     assert 0 <= found.free_bytes < PAGE
 
@@ -90,7 +110,7 @@ def test_a_gpu_has_larger_pages_and_gives_nine_tenths():
     available = 8 * GIB
     larger = dataclasses.replace(SIZES, max_positions=131_072)
     found = plan(available, larger, platform="cuda")
-    workspace = ACTIVATIONS + 64 * 32_000 * 4 * 5 + history(131_072) + GIB
+    workspace = ACTIVATIONS + 64 * 32_000 * 4 * 5 + history(131_072) + OPTIONS + GIB
     room = available - 100 * MIB - workspace
     assert found.page_size == 64
     assert found.num_pages == room * 9 // 10 // (64 * 4096)
@@ -129,7 +149,7 @@ def test_the_fix_names_num_pages_where_these_were_given():
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_numbers():
-    needed = 100 * MIB + ACTIVATIONS + LOGITS + history(4096) + RESERVE + 2 * PAGE
+    needed = 100 * MIB + ACTIVATIONS + LOGITS + history(4096) + REST + 2 * PAGE
     assert plan(needed).num_pages == 2
     with pytest.raises(FailedPrecondition) as caught:
         plan(needed - 1)
@@ -164,13 +184,17 @@ def test_the_table_is_for_reading():
     table = plan(8 * GIB, max_model_len=1024).table().splitlines()
     assert table[0].split() == ["available", "8192.0", "MiB", "cpu"]
     assert table[1].split() == ["weights", "100.0", "MiB"]
-    assert table[6].startswith("KV pages")
-    assert table[6].endswith("8193 pages of 16 tokens, 65536 bytes each")
-    assert [line.split()[0] for line in table[2:6]] == [
+    assert table[9].startswith("KV pages")
+    assert table[9].endswith("8193 pages of 16 tokens, 65536 bytes each")
+    assert table[10].startswith("together")
+    assert [line.split()[0] for line in table[2:9]] == [
         "activations",
         "logits",
         "history",
-        "reserve",
+        "options",
+        "tokenizer",
+        "programs",
+        "process",
     ]
 
 
@@ -178,3 +202,16 @@ def test_planning_imports_no_jax():
     code = "import sys, rtp_jax.runner.memory_plan; print('jax' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_tiers_below_take_memory_of_the_host():
+    wide = plan(8 * GIB, max_model_len=1024)
+    tiers = {"kv_host_bytes": GIB, "kv_staging_bytes": 100 * MIB}
+    found = plan(8 * GIB, max_model_len=1024, **tiers)
+    assert dict(found.workspace)["host KV"] == GIB
+    assert dict(found.workspace)["staging"] == 200 * MIB
+    assert found.total_bytes - wide.total_bytes == found.kv_bytes - wide.kv_bytes + GIB + 200 * MIB
+    assert found.free_bytes >= 0
+    on_gpu = plan(8 * GIB, max_model_len=1024, platform="cuda", **tiers)
+    assert "host KV" not in dict(on_gpu.workspace)
+    assert dict(on_gpu.workspace)["staging"] == 200 * MIB

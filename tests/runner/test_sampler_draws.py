@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ SETTINGS = [
     {"temperatures": 0.8, "top_ks": 40, "top_ps": 0.95},
     {"temperatures": 1.2, "top_ks": 300, "top_ps": 0.99, "min_ps": 0.001},
 ]
+
+
+draw_token = jax.jit(draw)  # one program, not one for each operation
 
 
 def chi_square_p(statistic: float, freedom: int) -> float:
@@ -64,9 +68,9 @@ def test_the_edges_of_the_uniform_number_draw_what_is_possible():
     logits[:, 999] = -200.0  # exp of it is no float32
     largest = jnp.full(4, 1.0)
     numbers = jnp.asarray(np.float32([0, 1 - 2**-24, 1.0, 1.5]))
-    ids = draw(jnp.asarray(logits), largest, jnp.full(4, -jnp.inf), jnp.ones(4), numbers)
+    ids = draw_token(jnp.asarray(logits), largest, jnp.full(4, -jnp.inf), jnp.ones(4), numbers)
     assert ids.tolist() == [3, 901, 901, 901]
-    ids = draw(jnp.asarray(logits), largest, jnp.full(4, 0.5), jnp.ones(4), numbers)
+    ids = draw_token(jnp.asarray(logits), largest, jnp.full(4, 0.5), jnp.ones(4), numbers)
     assert ids.tolist() == [500] * 4
 
 
@@ -74,9 +78,11 @@ def test_running_sums_are_exact_enough_over_a_large_vocabulary():
     """The token found for u lies where the float64 distribution function passes u."""
     logits = random_logits(1, 151_936, scale=2.0).repeat(64, axis=0)
     numbers = (np.arange(64) + 0.5).astype(np.float32) / 64
-    largest = most_likely(jnp.asarray(logits), 151_936)[1]
+    largest = jax.jit(most_likely, static_argnums=(1, 2))(jnp.asarray(logits), 151_936, None)[1]
     none = jnp.full(64, -jnp.inf)
-    ids = np.asarray(draw(jnp.asarray(logits), largest, none, jnp.ones(64), jnp.asarray(numbers)))
+    ids = np.asarray(
+        draw_token(jnp.asarray(logits), largest, none, jnp.ones(64), jnp.asarray(numbers))
+    )
     weights = np.exp(logits[0].astype(np.float64))
     ends = np.cumsum(weights) / weights.sum()
     starts = ends - weights / weights.sum()

@@ -1,148 +1,29 @@
-"""A runner without a device: pages as lists, a model as a hash, both strict.
-
-Each page entry holds a token id, its position and a digest of all tokens up to it, which is what
-KV depends on.  A row reads its whole context through its pages, as attention would, and every
-entry must be the one that its sequence calls for; so a page that is freed too early, shared
-wrongly or matched by mistake is found by the first row that reads it.
-"""
+"""A scheduler joined to a simulated runner as the engine joins them, and what it ought to say."""
 
 from collections import deque
+from collections.abc import Sequence as Listed
 from dataclasses import replace
-from hashlib import blake2b
-from typing import NamedTuple
 
-import numpy as np
-
+from rtp_jax.cache.hierarchy import Hierarchy, HierarchyOptions
+from rtp_jax.cache.tiers.tier import Store
 from rtp_jax.config import SchedulerConfig
 from rtp_jax.constraints.token_masks import masks_of
-from rtp_jax.request import Phase, Request, Sequence, StepPlan, StepResult, StepRow, TokenOutput
+from rtp_jax.request import Phase, Request, Sequence, StepPlan, StepResult, TokenOutput
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.scheduler.admission import Limits, check_request
 from rtp_jax.scheduler.scheduler import Scheduler
 from rtp_jax.scheduler.tracked import Tracked, seed_of
+from tests.scheduler.deferred import Deferred
+from tests.scheduler.simulated_runner import (
+    ENTRY,
+    VOCAB,
+    SimulatedRunner,
+    digest_after,
+    logprob,
+    model,
+)
 
-VOCAB = 50
-TOP = 3  # likeliest tokens that the model reports
-
-
-class Entry(NamedTuple):
-    """KV of one token."""
-
-    token_id: int
-    position: int
-    digest: bytes  # of the tokens from the first to this one
-
-
-def digest_after(before: bytes, token_id: int) -> bytes:
-    return blake2b(before + token_id.to_bytes(4, "little"), digest_size=8).digest()
-
-
-def model(digest: bytes, seed: int, position: int, mask: np.ndarray | None) -> int:
-    """Choose the token at a position, given all before it."""
-    source = digest + seed.to_bytes(4, "little") + position.to_bytes(4, "little")
-    number = int.from_bytes(blake2b(source, digest_size=8).digest(), "little")
-    ids = [i for i in range(VOCAB) if mask is None or mask[i // 32] >> (i % 32) & 1]
-    return ids[number % len(ids)]
-
-
-def logprob(digest: bytes, token_id: int) -> float:
-    return -float(digest_after(digest, token_id)[0])
-
-
-class SimulatedRunner:
-    """Executes plans at once, in the order in which they come."""
-
-    def __init__(self, *, num_pages: int, page_size: int, num_slots: int, max_tokens: int):
-        self.page_size = page_size
-        self._shape = num_pages, page_size
-        self._max_tokens, self._num_slots = max_tokens, num_slots
-        self.poisoned: set[str] = set()  # requests whose logits are NaN
-        self.reset()
-
-    def reset(self) -> None:
-        num_pages, page_size = self._shape
-        self._pages: list[list[Entry | None]] = [[None] * page_size for _ in range(num_pages)]
-        self._table: list[list[int]] = [[] for _ in range(self._num_slots)]
-        self._newest = [-1] * self._num_slots  # token that each slot sampled last
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run a step; what it computes is visible to itself only within each row."""
-        assert 0 < plan.num_tokens <= self._max_tokens
-        assert 0 < len({row.slot for row in plan.rows}) == len(plan.rows) <= self._num_slots
-        written: dict[tuple[int, int], Entry] = {}
-        ids: list[int] = []
-        logprobs: list[float] = []
-        failed: set[int] = set()
-        chains = [self._write(row, written) for row in plan.rows]
-        for row, chain in zip(plan.rows, chains, strict=True):
-            if row.sequence.request.id in self.poisoned:
-                failed |= set(range(len(ids), len(ids) + row.num_logit_rows))
-            self._sample(row, chain, ids, logprobs)
-        for (page, offset), entry in written.items():
-            self._pages[page][offset] = entry
-        assert len(ids) == plan.num_logit_rows <= self._num_slots
-        top = np.tile(np.arange(20, dtype=np.int32), (len(ids), 1))
-        return StepResult(
-            np.array(ids, np.int32),
-            np.array(logprobs, np.float32),
-            np.ones(len(ids), np.int32),
-            top,
-            -top.astype(np.float32),
-            -np.tile(np.arange(128, dtype=np.float32), (len(ids), 1)),
-            frozenset(failed),
-        )
-
-    def _write(self, row: StepRow, written: dict[tuple[int, int], Entry]) -> list[bytes]:
-        """Write a row's tokens; return the digest after each token of its sequence so far."""
-        self._learn_pages(row)
-        digests = [b""]
-        for position in range(row.start):
-            page, offset = divmod(position, self.page_size)
-            entry = self._pages[row.pages[page]][offset]
-            assert entry is not None, f"{row} reads position {position}, which is not written"
-            assert entry.position == position
-            assert entry.digest == digest_after(digests[-1], entry.token_id)
-            digests.append(entry.digest)
-        self._check_known(row, digests)
-        ids = [self._newest[row.slot]] if row.token_ids is None else row.token_ids
-        assert len(ids) == row.count
-        for position, token_id in enumerate(ids, row.start):
-            digests.append(digest_after(digests[-1], token_id))
-            page, offset = divmod(position, self.page_size)
-            place = row.pages[page], offset
-            assert place not in written, f"two rows write to {place}"
-            assert place[0] != 0
-            written[place] = Entry(token_id, position, digests[-1])
-        return digests
-
-    def _learn_pages(self, row: StepRow) -> None:
-        if row.admits:
-            self._table[row.slot] = []
-        assert len(self._table[row.slot]) == row.first_new_page
-        self._table[row.slot] += row.pages[row.first_new_page :]
-        assert self._table[row.slot] == row.pages
-        assert row.start + row.count <= len(row.pages) * self.page_size
-        assert len(set(row.pages)) == len(row.pages)
-
-    def _check_known(self, row: StepRow, digests: list[bytes]) -> None:
-        """What was read is what the sequence is made of, as far as the host knows."""
-        digest = b""
-        for token_id, read in zip(row.sequence.known_ids(0, row.start), digests[1:], strict=False):
-            digest = digest_after(digest, token_id)
-            assert digest == read, f"{row} reads the page of another sequence"
-
-    def _sample(
-        self, row: StepRow, digests: list[bytes], ids: list[int], logprobs: list[float]
-    ) -> None:
-        for position in range(row.start + row.count - row.num_logit_rows, row.start + row.count):
-            digest = digests[position + 1]
-            if row.samples and position == row.start + row.count - 1:
-                token_id = model(digest, row.sequence.seed, position + 1, row.mask)
-                self._newest[row.slot] = token_id
-            else:
-                token_id = row.sequence.request.prompt_token_ids[position + 1]
-            ids.append(token_id)
-            logprobs.append(logprob(digest, token_id))
+LARGEST_COPY = 3  # pages, fewer than many prompts have
 
 
 class Simulation:
@@ -157,6 +38,9 @@ class Simulation:
         prefix_caching: bool = True,
         ahead: int = 1,
         max_logit_rows: int | None = None,
+        stores: Listed[Store] = (),
+        write_hits: int | None = None,
+        staging_pages: int = 20,
         **options,
     ):
         config = SchedulerConfig(**({"max_num_seqs": 4, "max_num_batched_tokens": 16} | options))
@@ -167,6 +51,8 @@ class Simulation:
             num_pages=num_pages,
             page_size=page_size,
         )
+        self.threads = Deferred()
+        self.hierarchy = self._tiers(stores, page_size, write_hits, staging_pages)
         self.scheduler = Scheduler(
             config,
             num_pages=num_pages,
@@ -178,6 +64,7 @@ class Simulation:
             kv_scheme="float32",
             prefix_caching=prefix_caching,
             max_logit_rows=max_logit_rows,
+            hierarchy=self.hierarchy,
         )
         self.runner = SimulatedRunner(
             num_pages=num_pages,
@@ -193,6 +80,24 @@ class Simulation:
         self.expected: set[tuple[str, int]] = set()
         self.was_reset = False  # sequences may still share what the index has forgotten
 
+    def _tiers(
+        self, stores: Listed[Store], page_size: int, write_hits: int | None, staging_pages: int
+    ) -> Hierarchy | None:
+        if not stores:
+            return None
+        page_bytes = page_size * ENTRY.size
+        options = HierarchyOptions(
+            page_size=page_size,
+            page_bytes=page_bytes,
+            largest_copy=LARGEST_COPY,
+            staging_bytes=staging_pages * page_bytes,
+            write_hits=write_hits,
+            load="always",
+        )
+        return Hierarchy(
+            stores, options, stage=list, on_arrival=int, threads=lambda *_: self.threads
+        )
+
     def add(self, request: Request) -> None:
         check_request(request, self.limits)
         self.scheduler.add(request, self.now_s)
@@ -206,6 +111,7 @@ class Simulation:
         if only is None and may_grow:
             assert plan is not None
             assert first.sequence in [row.sequence for row in plan.rows], "the first must advance"
+        self.runner.move(self.scheduler.take_moves())
         if plan is None:
             return False
         self.plans.append(plan)
@@ -219,12 +125,13 @@ class Simulation:
     def step(self, only: Sequence | None = None) -> None:
         """Do what the engine does in one turn."""
         self.now_s += 0.01
+        self.threads.run(1)
         self.deliver(self.scheduler.expire(self.now_s))
         launched = self.launch(only)
         if self.in_flight and (not launched or len(self.in_flight) > self.ahead):
             self.commit()
-        else:
-            assert launched or not self.scheduler.has_work, "nothing advances"
+        elif not launched and self.scheduler.has_work:
+            assert self.scheduler.is_parked, "nothing advances"
 
     def reset_prefix_cache(self) -> None:
         self.scheduler.reset_prefix_cache()
@@ -233,7 +140,7 @@ class Simulation:
     def run(self, most: int = 10_000) -> None:
         """Step until nothing is left."""
         for _ in range(most):
-            if not self.scheduler.has_work and not self.in_flight:
+            if not (self.scheduler.has_work or self.in_flight or self.scheduler.has_moves):
                 return self.check_idle()
             self.step()
         raise AssertionError("it does not end")
@@ -291,7 +198,17 @@ class Simulation:
         assert scheduler._ledger.pool.num_used == 0
         assert not scheduler._ledger._filling
         assert scheduler._roster.num_new == 0
-        assert scheduler.num_running == scheduler.num_waiting == 0
+        assert scheduler.num_running == scheduler.num_waiting == scheduler.num_parked == 0
+        if self.hierarchy is not None:
+            self.threads.run()
+            assert self.hierarchy.is_idle
+            assert self.hierarchy.bytes_on_their_way == 0
+
+    def close(self) -> None:
+        """End the threads of the tiers."""
+        self.scheduler.close()
+        if self.hierarchy is not None:
+            self.hierarchy.close()
 
 
 def _may_grow(tracked: Tracked) -> bool:

@@ -19,8 +19,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from rtp_jax.cache.tiers.host import HostTier
+from rtp_jax.cache.tiers.tier import Store
 from rtp_jax.errors import Internal, ResourceExhausted
 from rtp_jax.request import FinishReason, Request
+from tests.cache.tiers.lossy import LossyStore
 from tests.scheduler.simulated import (
     VOCAB,
     Simulation,
@@ -59,6 +62,13 @@ def any_request(name: str, choose: random.Random) -> Request:
     )
 
 
+def any_stores(choose: random.Random) -> list[Store]:
+    """Have no tiers, host memory, or two of which the second one loses and breaks pages."""
+    host = HostTier(choose.choice([2_000, 10_000, 100_000]))
+    lossy = LossyStore(HostTier(50_000), seed=choose.randrange(2**32))
+    return choose.choice([[], [host], [host, lossy], [lossy]])
+
+
 @dataclass
 class History:
     """What was asked of a simulation, and what was broken off."""
@@ -72,6 +82,7 @@ class History:
         page_size = choose.choice([1, 4, 8])
         longest = MAX_PROMPT + MAX_OUTPUT
         max_num_seqs = choose.randint(1, 6)
+        stores, write_hits = any_stores(choose), choose.choice([None, None, 0, 1])
         simulation = Simulation(
             page_size=page_size,
             num_pages=1 + -(-longest // page_size) + choose.randint(0, 60 // page_size),
@@ -83,6 +94,9 @@ class History:
             max_num_batched_tokens=choose.randint(2, 24),
             max_prefill_chunk=choose.choice([None, 1, 7]),
             ageing_s=choose.choice([0.0, 0.1]),
+            stores=stores,
+            write_hits=write_hits,
+            staging_pages=choose.choice([1, 4, 50]),
         )
         return cls(simulation)
 
@@ -124,6 +138,7 @@ class History:
     def end(self) -> None:
         """Finish what is left, then compare everything with the model."""
         self.simulation.run()
+        self.simulation.close()
         for one in self.requests.values():
             for index in range(one.params.n):
                 self.check_outputs(one, index)

@@ -6,6 +6,7 @@ import pytest
 
 from rtp_jax import Engine
 from rtp_jax.serving.client import Client
+from tests.engine.built_in import ONE_PROGRAM
 from tests.engine.workload import check_idle, small_engine
 from tests.serving.started import Running, Servers
 
@@ -44,8 +45,8 @@ def real_engine(tiny_model, program_cache):
 @pytest.fixture(scope="module")
 def built_in_engine(program_cache):
     """Return an engine on the built-in model, whose tokens do not hang on who shares a step."""
-    options = {"max_num_seqs": 16, "max_num_batched_tokens": 64, "deterministic": True}
-    with Engine("rtp-tiny", compile_cache=str(program_cache), **options) as engine:
+    options = {**ONE_PROGRAM, "compile_cache": str(program_cache)}
+    with Engine("rtp-tiny", **options) as engine:
         yield engine
         check_idle(engine)
 

@@ -22,7 +22,9 @@ from rtp_jax.errors import (
     Unavailable,
 )
 from rtp_jax.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput, Timing
+from rtp_jax.page_record import KvLayout
 from rtp_jax.sampling_params import OutputKind, SamplingParams
+from rtp_jax.transfer.offers import Offers
 
 INFO = ModelInfo(
     name="fake",
@@ -39,6 +41,7 @@ INFO = ModelInfo(
     fingerprint="f" * 16,
     epoch="e1",
     platform="cpu",
+    tensor_parallel_size=1,
     num_parameters=0,
     buckets=(),
 )
@@ -56,18 +59,38 @@ class CharacterTokenizer:
         return "".join(chr(token_id - 1) for token_id in ids if token_id)
 
 
+class FakeTransfer:
+    """Computes nothing for others."""
+
+    def __init__(self):
+        self.role, self.layout = "both", KvLayout((), 16, "f" * 16, "float32")
+        self.offers = Offers(epoch="e1", lease_s=1.0, max_bytes=1, on_end=print)
+        self.direct = self.retires = None
+
+    def begin(self, ask):
+        """Refuse."""
+        raise ResourceExhausted("RTPJ-4305 OFFERS_FULL: no room. Try another.", retry_after_s=0.5)
+
+
 class FakeEngine:
     """Echoes prompts; keeps book of what is live, as the real one does."""
 
     def __init__(self, *, with_tokenizer: bool = True):
         self.info = INFO
         self.tokenizer = CharacterTokenizer() if with_tokenizer else None
+        self.transfer = FakeTransfer()
+        self.num_offers = 0
         self.alive = True
         self.stuck_since_s: float | None = None
         self.draining = self.closed = False
         self.live: dict[str, asyncio.Event] = {}
         self.aborted: set[str] = set()
         self.seen: list[dict] = []  # what each request was given
+
+    def check_generates(self) -> None:
+        """Refuse in the role of prefill."""
+        if self.transfer.role == "prefill":
+            raise Unavailable("RTPJ-4313 ROLE_REFUSES: no. Try another.", retry_after_s=0.5)
 
     async def stream_async(
         self,
@@ -78,13 +101,17 @@ class FakeEngine:
         priority=0,
         deadline_s=None,
         cache_salt="",
+        prefill_at=(),
+        reuse=None,
     ):
         """Answer with the prompt's own tokens, as often as it takes."""
         params = params or INFO.default_sampling_params
         request_id = request_id or f"r-{len(self.seen)}"
         given = {"prompt": prompt, "params": params, "priority": priority}
         self.seen.append(
-            given | {"id": request_id, "deadline_s": deadline_s, "cache_salt": cache_salt}
+            given
+            | {"id": request_id, "deadline_s": deadline_s, "cache_salt": cache_salt, "reuse": reuse}
+            | {"prefill_at": tuple(prefill_at)}
         )
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         self._admit(request_id, ids)
@@ -122,7 +149,8 @@ class FakeEngine:
         began = time.monotonic()
         limit = INFO.max_model_len - len(ids) if params.max_tokens is None else params.max_tokens
         parts = [CompletionOutput(i, "", []) for i in range(params.n)]
-        whole = RequestOutput(request_id, prompt, ids, parts, finished=False, num_cached_tokens=3)
+        whole = RequestOutput(request_id, prompt, ids, parts, finished=False)
+        whole.num_cached_tokens, whole.cached_tokens = 3, {"device": 2, "host": 1}
         if params.prompt_logprobs is not None:
             whole.prompt_logprobs = [None, *({i: Logprob(-1.0, 1, _character(i))} for i in ids[1:])]
         for step in range(limit):

@@ -18,7 +18,7 @@ from rtp_jax.errors import RtpError, Unavailable
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.logs import log_to_stderr
 from rtp_jax.serving.serve_command import say
-from rtp_jax.serving.worker import Worker
+from rtp_jax.serving.worker import Worker, in_thread
 from tests.serving.fake_engine import FakeEngine
 
 
@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--fail", action="store_true")
     parser.add_argument("--die-after", type=float)
     parser.add_argument("--stick-after", type=float)
+    parser.add_argument("--retire-after", type=float)
     parser.add_argument("--drain-timeout-s", type=float, default=10.0)
     parser.add_argument("--stall-timeout-s", type=float, default=0.5)
     options = parser.parse_args()
@@ -41,10 +42,11 @@ def main() -> int:
             http_port=options.http_port,
             drain_timeout_s=options.drain_timeout_s,
         ),
-        build=lambda: build(options),
+        build=lambda: in_thread(lambda: build(options)),
         metrics=Metrics(),
         say=say,
         stall_timeout_s=options.stall_timeout_s,
+        services=lambda service: (),
     )
     try:
         return worker.run()
@@ -64,6 +66,10 @@ def build(options: argparse.Namespace) -> FakeEngine:
     if options.stick_after is not None:
         threading.Timer(
             options.stick_after, lambda: setattr(engine, "stuck_since_s", time.monotonic())
+        ).start()
+    if options.retire_after is not None:
+        threading.Timer(
+            options.retire_after, lambda: setattr(engine.transfer, "retires", "RTPJ-4315 stuck")
         ).start()
     return engine
 

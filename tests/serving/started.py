@@ -9,6 +9,8 @@ from rtp_jax.metrics import Metrics
 from rtp_jax.serving.generation_service import GenerationService
 from rtp_jax.serving.http_door import HttpDoor
 from rtp_jax.serving.server import Server
+from rtp_jax.serving.worker_state import DESCRIPTOR as WORKER_STATE
+from rtp_jax.serving.worker_state import WorkerStateService
 from tests.serving.fake_engine import FakeEngine
 
 CONFIG = ServerConfig(port=0)
@@ -70,7 +72,7 @@ class Servers:
 
     async def _start(self, config: ServerConfig, engine: object) -> Running:
         service, metrics = GenerationService(config), Metrics(model_name="fake")
-        server = Server(config, service, metrics)
+        server = Server(config, service, metrics, [(WorkerStateService(service), WORKER_STATE)])
         await server.start()
         http = None
         if config.http_port is not None:

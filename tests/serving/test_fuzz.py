@@ -70,6 +70,8 @@ def fill(random_: random.Random, message, field) -> None:
 
 def scalar(random_: random.Random, field) -> object:
     """Choose a value that a field can hold."""
+    if field.type == field.TYPE_BYTES:
+        return random_.choice(TEXTS).encode()
     if field.cpp_type == field.CPPTYPE_STRING:
         return random_.choice(TEXTS)
     if field.cpp_type == field.CPPTYPE_DOUBLE:
@@ -80,6 +82,7 @@ def scalar(random_: random.Random, field) -> object:
         field.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
         field.CPPTYPE_UINT32: (0, 2**32 - 1),
         field.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+        field.CPPTYPE_UINT64: (0, 2**64 - 1),
     }[field.cpp_type]
     return random_.choice([number for number in NUMBERS if low <= number <= high])
 

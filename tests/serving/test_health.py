@@ -42,15 +42,17 @@ def test_a_canary_that_fails_says_why():
         asyncio.run(canary(Slow(), timeout_s=0.01))
 
 
-def watched(engine: FakeEngine, *, seconds: float, then=None) -> tuple[list[bool], list[str]]:
+def watched(
+    engine: FakeEngine, *, seconds: float, then=None, retired: list[str] | None = None
+) -> tuple[list[bool], list[str]]:
     """Watch an engine for some time; return the healths that were said, and its death."""
-    said, deaths = [], []
+    said, deaths, retired = [], [], [] if retired is None else retired
 
     async def watch() -> None:
         health = Health()
         await health.start()
         await health.say(True, "")
-        watchdog = Watchdog(engine, health, 0.1, deaths.append, period_s=0.01)
+        watchdog = Watchdog(engine, health, 0.1, deaths.append, retired.append, period_s=0.01)
         task = asyncio.create_task(watchdog.run())
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -92,6 +94,13 @@ def test_a_loop_that_stays_stuck_is_lost(capfd):
     said, deaths = watched(engine, seconds=0.5)
     assert said == [True, False]
     assert len(deaths) == 1
+
+
+def test_an_engine_that_should_retire_is_noticed_and_not_lost():
+    engine, retired = FakeEngine(), []
+    engine.transfer.retires = "too much is stuck"
+    assert watched(engine, seconds=0.2, retired=retired) == ([True], [])
+    assert set(retired) == {"too much is stuck"}
 
 
 def test_stacks_need_a_real_standard_error(caplog, capsys):

@@ -225,13 +225,16 @@ def test_several_completions_of_several_prompts(url):
 def test_what_is_cached_is_counted_and_a_salt_keeps_it_apart(url):
     body = {"prompt": [40 + i for i in range(64)], "max_tokens": 1}
 
-    def cached(**more) -> int:
+    def cached(**more) -> tuple[int, dict[str, int]]:
         usage = ask(f"{url}/completions", body | more).json["usage"]
-        return usage["prompt_tokens_details"]["cached_tokens"]
+        details = usage["prompt_tokens_details"]
+        return details["cached_tokens"], details["cached_tokens_by_tier"]
 
-    assert cached(cache_salt="mine") == 0
-    assert cached(cache_salt="mine") >= 48
-    assert cached(cache_salt="yours") == 0
+    assert cached(cache_salt="mine") == (0, {})
+    number, by_tier = cached(cache_salt="mine")
+    assert number >= 48
+    assert by_tier == {"device": number}
+    assert cached(cache_salt="yours") == (0, {})
 
 
 def test_the_model_has_defaults_of_its_own(url, built_in_engine):

@@ -135,15 +135,25 @@ completions = st.integers(0, 4).flatmap(
     )
 )
 seconds = st.none() | st.floats(0, 1e9)
+cached = st.dictionaries(
+    st.sampled_from(["device", "host", "disk", "remote", "peer"]), st.integers(1, 2**31)
+)
+
+
+def output_with(cached_tokens: dict[str, int], **fields) -> RequestOutput:
+    total = sum(cached_tokens.values())
+    return RequestOutput(**fields, cached_tokens=cached_tokens, num_cached_tokens=total)
+
+
 outputs = st.builds(
-    RequestOutput,
-    st.text(max_size=9),
-    st.just("a prompt"),
-    st.lists(st.integers(0, 2**31 - 1), max_size=4),
-    st.lists(completions, min_size=1, max_size=3),
+    output_with,
+    cached,
+    request_id=st.text(max_size=9),
+    prompt=st.just("a prompt"),
+    prompt_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4),
+    outputs=st.lists(completions, min_size=1, max_size=3),
     finished=st.just(True),
     prompt_logprobs=st.none() | st.lists(logprobs, max_size=3).map(lambda rest: [None, *rest]),
-    num_cached_tokens=st.integers(0, 2**31),
     num_preemptions=st.integers(0, 2**31),
     timing=st.builds(Timing, seconds, seconds, seconds),
 )
@@ -214,6 +224,7 @@ def test_what_an_engine_says_of_itself_crosses_the_wire():
             "eos_token_ids",
             "epoch",
             "platform",
+            "tensor_parallel_size",  # which GetServerInfo says
             "buckets",
         ):
             continue

@@ -118,13 +118,22 @@ def test_a_model_must_be_named():
         _ = gather({}, {}).model
 
 
+def test_passwords_are_not_shown():
+    shown = gather({"kv_remote_url": "redis://user:secret@host:6379/0"}, {}).describe()
+    assert "redis://user:***@host:6379/0" in shown
+    assert "secret" not in shown
+
+
 def test_what_is_shown_can_be_read_again(file):
     shown = gather({"port": "5", "host": "::1"}, {"json_logs": "true"}).describe()
     assert "# flag --port" in shown
     read_back = yaml.safe_load(shown)
     assert (read_back["port"], read_back["host"], read_back["json_logs"]) == (5, "::1", True)
     again = gather({"config": file(shown)}, {})
-    assert {name: each.value for name, each in again.of.items()} == read_back
+    assert {name: again.of[name].value for name in read_back} == read_back
+    of_router = yaml.safe_load(gather({"policy": "affinity"}, {}).describe(route=True))
+    assert of_router["policy"] == "affinity"
+    assert {*read_back, *of_router} == {*again.of}
 
 
 def test_every_knob_has_words_and_a_good_default():

@@ -208,6 +208,21 @@ def test_a_lost_engine_ends_the_process(process, option, words):
     assert 'File "' in "".join(worker.errors)  # the stacks
 
 
+def test_an_engine_that_retires_finishes_what_runs(process):
+    worker = process("--retire-after", "1.0")
+    with worker.client() as client:
+        worker.wait_for("serving fake on")
+        stream = client.stream("slow", LONG)
+        outputs = [next(stream)]
+        worker.wait_for("draining")
+        assert not client.is_serving()
+        outputs += list(stream)
+        assert outputs[-1].outputs[0].finish_reason is not None
+        assert worker.end() == 1
+    assert "retiring: RTPJ-4315 stuck\n" in worker.said
+    assert worker.said[-1] == "drained\n"
+
+
 def get(url: str) -> int:
     """Ask a page for its status."""
     try:

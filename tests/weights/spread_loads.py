@@ -2,7 +2,8 @@
 
     python -m tests.weights.spread_loads FOLDER [process/processes/port]
 
-Prints for each load how many bytes of data the process read.
+In FOLDER is a checkpoint for each kind of `models.py`.  Prints for each load how many bytes of data
+the process read.
 """
 
 import json
@@ -19,26 +20,16 @@ from rtp_jax.weights import loader
 from rtp_jax.weights.checkpoint import read_checkpoint
 from rtp_jax.weights.reader import Reading
 from rtp_jax.weights.spread import OverMesh
-from tests.weights.written import (
-    counted,
-    encoded,
-    expected,
-    parameters,
-    quantizers,
-    random_split,
-    table,
-    tensors,
-)
+from tests.weights.models import LAYOUTS, MODELS
+from tests.weights.written import counted, random_split
 
 ONE_PROCESS = [{"t": 1}, {"t": 2}, {"t": 4}, {"t": 8}, {"d": 2, "t": 4}, {"t": 2, "d": 2}]
 
 
-def check(folder: Path, axes: Mapping[str, int], seed: int) -> int:
+def check(folder: Path, kind: str, axes: Mapping[str, int], seed: int) -> int:
     """Load once; return the bytes of data that were read."""
-    quantized = seed % 2 == 1
-    wanted = expected(tensors(), np.float32)
-    encoders = quantizers(parameters()) if quantized else {}
-    wanted = encoded(wanted, encoders) if quantized else wanted
+    model = MODELS[kind]()
+    wanted = model.wanted
     count = int(np.prod(list(axes.values())))
     mesh = Mesh(np.array(jax.devices()[:count]).reshape(*axes.values()), tuple(axes))
     specs = {
@@ -49,9 +40,9 @@ def check(folder: Path, axes: Mapping[str, int], seed: int) -> int:
     several = jax.process_count() > 1
     loaded = loader.load(
         folder,
-        table(),
-        parameters(),
-        encoders=encoders,
+        model.table,
+        model.parameters,
+        encoders=model.encoders,
         spread=OverMesh(mesh, specs),
         exchange=MeshExchange(mesh, 5000) if several else None,
         reading=reading,
@@ -70,18 +61,19 @@ def check(folder: Path, axes: Mapping[str, int], seed: int) -> int:
 
 def main(folder: Path, connection: str) -> None:
     """Load over every mesh, or over all devices of several processes."""
-    loader.PART = 256  # so that tensors come in parts
     meshes = ONE_PROCESS
     if connection:
         process, processes, port = map(int, connection.split("/"))
         jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
         meshes = [{"t": jax.device_count()}, {"d": 2, "t": jax.device_count() // 2}]
-    data_bytes = sum(h.size - h.data_start for h in read_checkpoint(folder).files)
-    reports = [
-        {"mesh": axes, "read": check(folder, axes, seed), "data": data_bytes}
-        for axes in meshes
-        for seed in range(2 if connection else 4)
-    ]
+    reports = []
+    kinds = [*["plain", "quantized", "gathered"] * (1 if connection else 2), *LAYOUTS]
+    for axes in meshes:
+        for seed, kind in enumerate(kinds):
+            loader.PART = 256 if kind not in LAYOUTS else 16384  # so that tensors come in parts
+            data_bytes = sum(h.size - h.data_start for h in read_checkpoint(folder / kind).files)
+            read = check(folder / kind, kind, axes, seed)
+            reports.append({"mesh": axes, "kind": kind, "read": read, "data": data_bytes})
     print(json.dumps(reports))
 
 

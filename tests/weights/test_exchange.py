@@ -14,17 +14,8 @@ from rtp_jax.weights import loader
 from rtp_jax.weights.exchange import Given, rounds
 from rtp_jax.weights.reader import Reading
 from rtp_jax.weights.shards import boxes
-from tests.weights.written import (
-    counted,
-    encoded,
-    expected,
-    parameters,
-    quantizers,
-    random_split,
-    save,
-    table,
-    tensors,
-)
+from tests.weights.models import LAYOUTS, MODELS
+from tests.weights.written import counted, random_split, save, tensors
 
 TIMEOUT_S = 60
 
@@ -80,13 +71,13 @@ def load_together(
     *,
     devices: int = 1,
     seed: int = 0,
+    kind: str = "plain",
     progress: Callable | None = None,
     round_bytes: int = 3000,
 ):
     """Load in threads; return what each loaded, or its error, and the bytes each read."""
-    encoders = quantizers(parameters()) if seed % 2 else {}
-    wanted = expected(tensors())
-    wanted = encoded(wanted, encoders) if encoders else wanted
+    model = MODELS[kind]()
+    wanted = model.wanted
     axes = {"p": num_processes * devices}
     splits = {p: random_split(a.shape, axes, seed + i) for i, (p, a) in enumerate(wanted.items())}
     meeting = Meeting(num_processes)
@@ -97,9 +88,9 @@ def load_together(
         try:
             return loader.load(
                 folder(process),
-                table(),
-                parameters(),
-                encoders=encoders,
+                model.table,
+                model.parameters,
+                encoders=model.encoders,
                 spread=Boxes(splits, process, num_processes, devices),
                 exchange=Threads(meeting, process, num_processes, round_bytes),
                 reading=reading,
@@ -115,16 +106,8 @@ def load_together(
     return outcomes, reads, wanted, meeting.num_rounds
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("processes", "devices"), [(1, 2), (2, 1), (2, 4), (3, 1), (4, 2), (5, 1)])
-def test_together_they_hold_the_checkpoint(tmp_path, monkeypatch, processes, devices, seed):
-    monkeypatch.setattr(loader, "PART", 256)
-    source = tensors()
-    save(tmp_path, source, 1 + seed, seed)
-    loaded, reads, wanted, _ = load_together(
-        lambda _: tmp_path, processes, devices=devices, seed=seed
-    )
-    assert sum(reads) == sum(array.nbytes for array in source.values())
+def assert_whole(loaded, wanted) -> None:
+    """What processes hold are the right numbers, and together all of them."""
     for path, array in wanted.items():
         covered = np.zeros(array.shape, bool)
         for one in loaded:
@@ -133,6 +116,36 @@ def test_together_they_hold_the_checkpoint(tmp_path, monkeypatch, processes, dev
                 np.testing.assert_array_equal(buffer, array[where], err_msg=path)
                 covered[where] = True
         assert covered.all(), path
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [("plain", 0), ("quantized", 1), ("plain", 2), ("quantized", 3)]
+    + [("gathered", seed) for seed in range(4)],
+)
+@pytest.mark.parametrize(("processes", "devices"), [(1, 2), (2, 1), (2, 4), (3, 1), (4, 2), (5, 1)])
+def test_together_they_hold_the_checkpoint(tmp_path, monkeypatch, processes, devices, kind, seed):
+    monkeypatch.setattr(loader, "PART", 256)
+    source = MODELS[kind]().source
+    save(tmp_path, source, 1 + seed, seed)
+    loaded, reads, wanted, _ = load_together(
+        lambda _: tmp_path, processes, devices=devices, seed=seed, kind=kind
+    )
+    assert sum(reads) == sum(array.nbytes for array in source.values())
+    assert_whole(loaded, wanted)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_checkpoint_that_comes_quantized_is_read_once(tmp_path, processes, kind):
+    source = MODELS[kind]().source
+    save(tmp_path, source, 3)
+    loaded, reads, wanted, _ = load_together(
+        lambda _: tmp_path, processes, kind=kind, round_bytes=100_000
+    )
+    assert_whole(loaded, wanted)
+    assert sum(reads) == sum(array.nbytes for array in source.values())
+    assert max(reads) < 0.8 * sum(reads)
 
 
 def test_a_process_that_fails_tells_the_others_why(tmp_path):
@@ -167,15 +180,6 @@ def test_processes_that_see_other_files_are_refused(tmp_path):
         save(tmp_path / name, tensors(), 1 + number)
     outcomes, *_ = load_together(lambda p: tmp_path / "ab"[p], 2)
     assert all("RTPJ-3111 PROCESSES_DISAGREE" in str(outcome) for outcome in outcomes)
-
-
-def test_matrices_of_several_tensors_are_refused(tmp_path):
-    save(tmp_path, tensors())
-    encoders = quantizers(parameters())
-    several = {path: e._replace(parts=dict(e.parts, more="")) for path, e in encoders.items()}
-    spread = Boxes({}, 0, 2, 1)
-    with pytest.raises(CheckpointError, match=r"RTPJ-3112 QUANTIZED_IN_PROCESSES.*by 2 processes"):
-        loader.load(tmp_path, table(), parameters(), encoders=several, spread=spread)
 
 
 def simulated(lanes, capacity):

@@ -40,6 +40,23 @@ def test_a_tensor_that_must_be_seen_whole_is_one_part():
     assert (part.rows, part.size) == (None, 480)
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_what_belongs_together_goes_to_one_process(processes):
+    files = [header(*[(10,)] * 30, name="a"), header(*[(5,)] * 60, name="b")]
+    names = [tensor.name for file in files for tensor in file.tensors]
+    # The tensors of a matrix lie everywhere, also in two files.
+    matrix_of = {name: i % 12 for i, name in enumerate(names) if i % 5}
+    shares = shared_out(files, processes, matrix_of)
+    homes = {t.name: i for i, share in enumerate(shares) for run in share for t in run.tensors}
+    assert sorted(homes) == sorted(names)
+    assert len({(matrix_of[name], homes[name]) for name in matrix_of}) == 12
+    sizes = [sum(run.size for run in share) for share in shares]
+    assert max(sizes) - min(sizes) <= 2 * 100
+    for run in (run for share in shares for run in share):
+        ends = [tensor.end for tensor in run.tensors]
+        assert [tensor.begin for tensor in run.tensors[1:]] == ends[:-1]
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 9])
 def test_processes_share_tensors_each_once_and_evenly(processes):
     files = [header(*[(10,)] * 30, name="a"), header(*[(5,)] * 60, name="b"), header(name="c")]

@@ -1,5 +1,6 @@
 """Memory that is made ready ahead: arrays of it are whole, apart, and survive it."""
 
+import mmap
 import time
 
 import numpy as np
@@ -82,3 +83,19 @@ def test_an_older_system_is_no_obstacle(monkeypatch):
         array = memory.take((SMALLEST // 4,), FLOAT)
         array[:] = 1
     assert (array == 1).all()
+
+
+def test_what_lies_behind_in_the_last_page_stays(monkeypatch):
+    mine, around = [], []
+
+    def within(shape, dtype):  # as a C heap might: others follow in the same page
+        around.append(np.full(shape[0] + 2 * mmap.PAGESIZE, 7, dtype))
+        start = -around[0].ctypes.data % mmap.PAGESIZE
+        mine.append(around[0][start : start + shape[0] + 64])  # ends in the middle of a page
+        return mine[0]
+
+    monkeypatch.setattr(reserve, "aligned", within)
+    with Reserve(SMALLEST):
+        pass
+    end = mine[0].ctypes.data - around[0].ctypes.data + mine[0].size
+    assert (around[0][end:] == 7).all()

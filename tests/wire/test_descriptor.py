@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2, text_format
 
-from rtp_jax.wire import generation_pb2, generation_pb2_grpc
+from rtp_jax.wire import generation_pb2, generation_pb2_grpc, kv_pb2, router_pb2
 
-FILES = {"generation": generation_pb2.DESCRIPTOR}
+FILES = {
+    "generation": generation_pb2.DESCRIPTOR,
+    "kv": kv_pb2.DESCRIPTOR,
+    "router": router_pb2.DESCRIPTOR,
+}
 SNAPSHOTS = Path(__file__).parent
 
 
@@ -31,8 +35,11 @@ def test_scalars_of_sampling_know_whether_they_are_set():
         assert field.is_repeated or field.has_presence, field.name
 
 
-def test_enums_begin_with_unspecified():
-    for enum in generation_pb2.DESCRIPTOR.enum_types_by_name.values():
+@pytest.mark.parametrize("name", FILES)
+def test_enums_begin_with_unspecified(name):
+    messages = FILES[name].message_types_by_name.values()
+    nested = [enum for message in messages for enum in message.enum_types]
+    for enum in [*FILES[name].enum_types_by_name.values(), *nested]:
         assert enum.values[0].name.endswith("_UNSPECIFIED")
 
 

@@ -11,7 +11,7 @@ buckets come from its own memory plan and lattice.  Nothing is allocated.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from rtp_jax.layers.target import Target
 from rtp_jax.models.registry import read_spec
 from rtp_jax.models.skeleton import skeleton
 from rtp_jax.models.spec import ModelSpec
+from rtp_jax.parallel.devices import LoneDevice
 from rtp_jax.quant.kv_schemes import KVLayers, kv_layers
 from rtp_jax.quant.schemes import SCHEMES, schemes_of
 from rtp_jax.runner.buckets import Bucket, lattice
@@ -46,6 +47,7 @@ class Variant(NamedTuple):
     shards: int = 1
     scheme: str | None = None
     kv: str = DTYPE
+    checkpoint: dict[str, Any] | None = None  # its `quantization_config`
 
     def kv_layers(self, spec: ModelSpec) -> KVLayers:
         """How the layers of the model, or the first of them, keep KV."""
@@ -54,15 +56,23 @@ class Variant(NamedTuple):
     @property
     def spec(self) -> ModelSpec:
         """What is built."""
-        spec = read_spec(config_of(self.base))
+        config = config_of(self.base)
+        if self.checkpoint is not None:
+            config["quantization_config"] = self.checkpoint
+        spec = read_spec(config)
         return spec if self.shards == 1 else tensor_shard(spec, self.shards)
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """What every step must call, whatever its size: decode rows and chunks meet in any."""
-        return ATTENTION + (MATMUL if self.scheme else ())
+        return ATTENTION + (MATMUL if self.scheme or self.checkpoint else ())
 
 
+CHECKPOINTS = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+    "gptq-32": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False},
+    "fp8-block": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
 VARIANTS = {
     "llama-3.1-8b": Variant("llama-3.1-8b"),
     "qwen3-0.6b": Variant("qwen3-0.6b"),
@@ -70,10 +80,17 @@ VARIANTS = {
     "qwen3-32b": Variant("qwen3-32b"),
     "qwen3-32b-shard-of-8": Variant("qwen3-32b", shards=8),
     **{f"llama-3.1-8b-{scheme}": Variant("llama-3.1-8b", scheme=scheme) for scheme in SCHEMES},
+    **{
+        f"llama-3.1-8b-{name}": Variant("llama-3.1-8b", checkpoint=CHECKPOINTS[name])
+        for name in CHECKPOINTS
+    },
     **{f"llama-3.1-8b-kv-{kv}": Variant("llama-3.1-8b", kv=kv) for kv in ("int8", "fp8")},
 }
-QUICK_SCHEMES = {None, "int4", "int8_dynamic"}
-QUICK_KV = {DTYPE, "int8"}
+# Of the first every kind of bucket is compiled at every test run, of the others one step that mixes
+# prefill with decode, and of other schemes the kernels alone, which compile many times faster.
+QUICK_MODEL = "llama-3.1-8b"
+QUICK_STEPS = {"qwen3-0.6b", "qwen3-8b", "qwen3-32b", "qwen3-32b-shard-of-8"}
+QUICK_STEPS |= {"llama-3.1-8b-int8", "llama-3.1-8b-kv-int8"}
 
 
 class Case(NamedTuple):
@@ -156,9 +173,8 @@ def runner_of(variant: Variant, spec: ModelSpec, plan: MemoryPlan) -> Runner:
         padded_vocab_size=spec.vocab_size,
     )
     weights = [jax.ShapeDtypeStruct(p.shape, p.dtype) for p in bones.held.values()]
-    return Runner(
-        weights=weights, build=bones.assemble, shapes=shapes, device=jax.devices("cpu")[0]
-    )
+    devices = LoneDevice(jax.devices("cpu")[0])
+    return Runner(weights=weights, build=bones.assemble, shapes=shapes, devices=devices)
 
 
 def buckets() -> tuple[Bucket, ...]:
@@ -167,17 +183,13 @@ def buckets() -> tuple[Bucket, ...]:
     return lattice(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, deterministic=False)
 
 
-def _chosen(variant: Variant) -> set[Bucket]:
-    """The smallest bucket, the largest, and the first that mixes prefill with decode.
-
-    Of a quantized model one will do, as its steps differ in their products alone, and of one with
-    quantized KV as well.
-    """
+def _chosen(model: str) -> set[Bucket]:
+    """The smallest bucket, the largest, and the first that mixes prefill with decode."""
     known = buckets()
-    if variant.scheme not in QUICK_SCHEMES or variant.kv not in QUICK_KV:
-        return set()
     mixed = next(bucket for bucket in known if bucket.tokens > bucket.sequences)
-    return {mixed} if variant.scheme or variant.kv != DTYPE else {known[0], mixed, known[-1]}
+    if model == QUICK_MODEL:
+        return {known[0], mixed, known[-1]}
+    return {mixed} if model in QUICK_STEPS else set()
 
 
 def _steps(model: str, kind: str, num_layers: int | None) -> dict[str, Case]:
@@ -190,7 +202,7 @@ def _steps(model: str, kind: str, num_layers: int | None) -> dict[str, Case]:
         f"{kind}/{model}/{bucket}": Case(
             functools.partial(step_program, variant, spec, plan, bucket),
             expected,
-            num_layers is not None and bucket in _chosen(variant),
+            num_layers is not None and bucket in _chosen(model),
         )
         for bucket in buckets()
     }

@@ -12,8 +12,9 @@ from rtp_jax.kernels.paged_attention import paged_attention
 from rtp_jax.kernels.pages import KVPages, KVScales, StepInputs, storage_dtype
 from rtp_jax.kernels.quantized_matmul import quantized_matmul
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
-from rtp_jax.quant.schemes import SCHEMES, Scheme, num_groups, values_dtype, values_shape
+from rtp_jax.quant.schemes import Scheme, num_groups, values_dtype, values_shape
 from rtp_jax.runner.programs import Program
+from tools.every_scheme import EVERY_SCHEME, SMALL_GROUPS
 from tools.gpu_gate.report import Expectation
 
 PAGE_SIZE, NUM_PAGES, NUM_LAYERS, TABLE_WIDTH = 64, 4096, 2, 512
@@ -67,6 +68,7 @@ ATTENTIONS = {
 WEIGHTS = {"gate-8b": (14336, 4096), "query-0.6b": (2048, 1024), "down-8b": (4096, 14336)}
 TOKENS = (8, 512)
 QUICK_WEIGHTS = {("gate-8b", 8), ("gate-8b", 512), ("query-0.6b", 8)}
+QUICK_SMALL = {("gate-8b", 8), ("query-0.6b", 512)}  # of groups that are smaller than a tile
 
 
 class KernelCase(NamedTuple):
@@ -86,13 +88,14 @@ def kernel_cases() -> dict[str, KernelCase]:
         )
         for name, call in ATTENTIONS.items()
     }
-    for scheme in SCHEMES:
+    for kind, scheme in EVERY_SCHEME.items():
+        quick = QUICK_SMALL if kind in SMALL_GROUPS else QUICK_WEIGHTS
         for name, sizes in WEIGHTS.items():
             for tokens in TOKENS:
-                cases[f"kernel/matmul-{scheme}/{name}-x-{tokens}"] = KernelCase(
-                    functools.partial(_product, SCHEMES[scheme], tokens, sizes),
+                cases[f"kernel/matmul-{kind}/{name}-x-{tokens}"] = KernelCase(
+                    functools.partial(_product, scheme, tokens, sizes),
                     Expectation(kernels=MATMUL, max_temp_bytes=MAX_TEMP_BYTES, has_weights=True),
-                    (name, tokens) in QUICK_WEIGHTS,
+                    (name, tokens) in quick,
                 )
     return cases
 
@@ -144,8 +147,10 @@ def _product(scheme: Scheme, tokens: int, sizes: tuple[int, int]) -> Program:
     outer, inner = sizes
     described = jax.ShapeDtypeStruct
     values = described((NUM_LAYERS, *values_shape(scheme, outer, inner)), values_dtype(scheme))
-    scales = described((NUM_LAYERS, outer, num_groups(scheme, inner)), jnp.float32)
-    weight = QuantizedArray(values, scales, scheme, ROWS, outer, inner)
+    groups = (NUM_LAYERS, outer, num_groups(scheme, inner))
+    scales = described(groups, jnp.float32)
+    zeros = described(groups, jnp.uint8) if scheme.zeros else None
+    weight = QuantizedArray(values, scales, scheme, ROWS, outer, inner, zeros)
     x = described((tokens, inner), jnp.bfloat16)
 
     def multiply(

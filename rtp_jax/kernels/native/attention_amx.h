@@ -41,9 +41,9 @@ struct alignas(64) AmxGroup {
   float* mixed;     // [dim / 16][row][16]
 };
 
-constexpr int64_t kTurn = 4;    // blocks
+constexpr int64_t kTurn = 4;           // blocks
 constexpr int64_t kAskedOnTheWay = 8;  // lines, for each product of tiles
-constexpr float kSlack = 8.0f;  // powers of two
+constexpr float kSlack = 8.0f;         // powers of two
 
 // A packed block of keys and values.
 struct AmxBlock {
@@ -479,6 +479,15 @@ inline void score(const Attention& call, const AmxTurn& turn, int64_t b,
   }
 }
 
+// Weighs block `b` for one group, which asks for later keys on the way, or for two.
+template <bool kHidden, bool kScaled>
+inline void weigh_groups(const Attention& call, const AmxTurn& turn, int64_t b, AmxScores& score,
+                         AmxScratch& s) {
+  const auto run = turn.group[1] ? weigh<kHidden, kScaled, false> : weigh<kHidden, kScaled, true>;
+  for (int i = 0; i < turn.groups(); ++i)
+    run(call, *turn.group[i], s.blocks[b].rows, score[i], s.weight[b][i], s.ahead);
+}
+
 // Makes weights of the scores of block `b`.  `pending` is the first block that is not mixed yet.
 inline void weigh_block(const Attention& call, const AmxTurn& turn, int64_t b, int64_t& pending,
                         AmxScores& score, AmxScratch& s) {
@@ -500,12 +509,13 @@ inline void weigh_block(const Attention& call, const AmxTurn& turn, int64_t b, i
     for (int i = 0; i < turn.groups(); ++i)
       shrink(*turn.group[i], grown[i], decay[i], 2 * chunks_of(call));
   }
-  const auto run = call.scales ? turn.group[1] ? weigh<true, true, false> : weigh<true, true, true>
-                   : hidden    ? turn.group[1] ? weigh<true, false, false> : weigh<true, false, true>
-                   : turn.group[1] ? weigh<false, false, false>
-                                   : weigh<false, false, true>;
-  for (int i = 0; i < turn.groups(); ++i)
-    run(call, *turn.group[i], rows, score[i], s.weight[b][i], s.ahead);
+  if (call.scales) {
+    weigh_groups<true, true>(call, turn, b, score, s);
+  } else if (hidden) {
+    weigh_groups<true, false>(call, turn, b, score, s);
+  } else {
+    weigh_groups<false, false>(call, turn, b, score, s);
+  }
 }
 
 // All pairs of groups take their turn at the packed blocks.  Scores of the next block are begun

@@ -6,5 +6,6 @@ HANDLERS: tuple[str, ...] = (
     "rtp_attention",
     "rtp_rope_kv",
     "rtp_rms_norm",
+    "rtp_largest",
     "rtp_unwritten",
 )

@@ -10,7 +10,7 @@
 //
 // and where it is too long for that, a pass of it stays there, and the two outer loops are swapped.
 // A pair that is walked to its end has longer passes, because x then goes past the L1: sums are kept
-// in memory from pass to pass, and storing them takes as long as two thirds of a pass of eight tiles.
+// in memory from pass to pass, and storing them is slow.
 // Meanwhile the next pair is fetched.  With few rows that is what counts: weights are read once, as
 // fast as memory gives them.
 #include "matmul.h"
@@ -34,8 +34,9 @@ constexpr int64_t kPairsOfPass = 8;        // that share a pass of x, where all 
 constexpr int64_t kResidentBytes = 1 << 20;  // of x in the L2, beside weights and sums
 constexpr int64_t kStreamTiles = 8;        // tiles of rows from which on results leave the caches
 constexpr int64_t kItemsOfThread = 4;      // at least, so that threads end together
-constexpr int64_t kGroupsOfPass = 2;       // of int4 with few rows
+constexpr int64_t kCellsOfPass = 2;        // with few rows
 constexpr int64_t kFewTiles = 2;
+constexpr int64_t kBatch = 4;              // groups whose sums are kept until they are added up
 constexpr int64_t kTurnRows = 32;          // that are multiplied at once: two tiles
 constexpr int64_t kTileSums = 16 * kPairColumns;  // of a tile of rows, words
 
@@ -47,6 +48,8 @@ Kind kind_of(const Linear& call) {
     case Scheme::kBfloat16:
     case Scheme::kInt8: return kHasBf16 && call.x.bfloat16 ? Kind::kBf16 : Kind::kF32;
     case Scheme::kInt8Dynamic: return kHasInt8 ? Kind::kU8 : Kind::kF32;
+    case Scheme::kFp8:
+    case Scheme::kFp8Block: return kHasBf16 ? Kind::kBf16 : Kind::kF32;
     default: return kHasInt8 ? Kind::kS8 : Kind::kF32;
   }
 }
@@ -60,8 +63,10 @@ bool is_decoded(Scheme scheme, Kind kind) {
 }  // namespace
 
 Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(kind_of(linear)) {
-  weight_tiles_ = is_int4(call_.scheme) ? call_.inner / kGroup
-                                        : divided_up(call_.inner, tile_inner(call_.scheme));
+  bool grouped = is_grouped(call_.scheme);
+  weight_tiles_ = divided_up(call_.inner, grouped ? kCell : tile_inner(call_.scheme));
+  x_groups_ = call_.inner / group_of(call_.scheme, call_.inner);
+  group_tiles_ = group_tiles(call_.scheme, kind_);
   expansion_ = expansion(call_.scheme, kind_);
   lines_ = weight_tiles_ * expansion_;
   tile_rows_ = call_.rows < 16 ? call_.rows : 16;
@@ -78,6 +83,8 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
   int64_t resident = kResidentBytes / (lines_ * kTile) / 2 * 2;  // tiles of rows
   if (!is_int4(call_.scheme) && resident >= kLeastTiles && chunk_ > resident)
     chunk_ = resident;
+  if (call_.scheme == Scheme::kFp8Block && chunk_ > kLeastTiles && chunk_ > resident)
+    chunk_ = kLeastTiles;
   along_ = chunk_ <= resident;
   past_l1_ = along_ && tiles_ > kFewTiles;
   pass_ = (past_l1_ ? kLongPassLines : kPassLines) / expansion_;
@@ -90,9 +97,7 @@ Product::Product(const Linear& linear, int64_t threads) : call_(linear), kind_(k
   chunks_ = chunk_ ? divided_up(tiles_, chunk_) : 0;
   streams_ = tiles_ >= kStreamTiles;
   packed_ = packed_scratch.get(tiles_ * lines_ * tile_rows_ * kLine);
-  int64_t scales = is_int4(call_.scheme)                  ? tiles_ * 16 * weight_tiles_
-                   : call_.scheme == Scheme::kInt8Dynamic ? tiles_ * 16
-                                                           : 0;
+  int64_t scales = tiles_ * 16 * x_groups_;
   x_scales_ = reinterpret_cast<float*>(scales_scratch.get(scales * 8));
   x_sums_ = reinterpret_cast<int32_t*>(x_scales_ + scales);
 }
@@ -125,7 +130,7 @@ void Product::multiply(int64_t item) const {
   for (int64_t i = 0; i < count; ++i) pairs[i] = pair(from + i);
   auto run = [&](auto kind_tag) {
     constexpr Kind kind = decltype(kind_tag)::value;
-    if (!is_int4(call_.scheme)) {
+    if (!is_grouped(call_.scheme)) {
       multiply_pairs<kind>(pairs, count, span);
       return;
     }
@@ -211,78 +216,80 @@ void Product::multiply_pairs(const Pair* pairs, int64_t count, Span span) const 
 
 template <Kind kind>
 void Product::multiply_groups(const Pair& pair, const Pair& after, Span span) const {
-  constexpr int64_t kBatch = 4;  // groups whose sums are kept until they are added up
-  int64_t bytes = group_bytes(call_.scheme);
-  int64_t pass = span.tiles <= kFewTiles ? kGroupsOfPass : weight_tiles_;
-  int64_t half_bytes = pass * expansion_ * kTile;
+  int64_t bytes = cell_bytes(call_.scheme), group = group_of(call_.scheme, kCell);
+  int64_t in_cell = kCell / group, tiles_of_cell = in_cell * group_tiles_;
+  int64_t cells = span.tiles <= kFewTiles ? kCellsOfPass : weight_tiles_;
+  int64_t pass = cells * in_cell;  // groups
+  int64_t half_bytes = cells * tiles_of_cell * kTile;
   uint8_t* scratch = decoded_scratch.get(2 * half_bytes);
   auto* totals = reinterpret_cast<float*>(
       sums_scratch.get((span.tiles + 2 * kBatch) * kTileSums * 4));
   float* sums = totals + span.tiles * kTileSums;
   memset(totals, 0, static_cast<size_t>(span.tiles * kTileSums) * 4);
-  for (int64_t from = 0; from < weight_tiles_; from += pass) {
-    int64_t end = weight_tiles_ - from < pass ? weight_tiles_ : from + pass;
+  for (int64_t from = 0; from < x_groups_; from += pass) {
+    int64_t end = x_groups_ - from < pass ? x_groups_ : from + pass;
     for (int half = 0; half < 2; ++half)
-      expand<kind>(call_.scheme, pair.data[half] + from * bytes, end - from,
-                   scratch + half * half_bytes);
-    // What follows is fetched, as in `fetch_after`; with many rows there is time enough without.
-    const Pair& next = end < weight_tiles_ ? pair : after;
-    int64_t start = end < weight_tiles_ ? end : 0;
-    int64_t fetched = span.tiles <= kFewTiles ? pass * bytes / kLine : 0;
-    int64_t steps = (end - from) * expansion_, at = start * bytes;
+      expand_cells<kind>(call_.scheme, pair.data[half] + from / in_cell * bytes,
+                         divided_up(end - from, in_cell), scratch + half * half_bytes);
+    // What follows is fetched, as in `fetch`; with many rows there is time enough without.
+    const Pair& next = end < x_groups_ ? pair : after;
+    int64_t start = end < x_groups_ ? end / in_cell : 0;
+    int64_t fetched = span.tiles <= kFewTiles ? cells * bytes / kLine : 0;
+    int64_t steps = (end - from) * group_tiles_, at = start * bytes;
     for (int64_t tile = 0; tile < span.tiles; tile += 2) {
       int64_t both = span.tiles - tile < 2 ? 1 : 2;
       for (int64_t first = from; first < end; first += kBatch) {
         int64_t count = end - first < kBatch ? end - first : kBatch;
         for (int64_t g = 0; g < count; ++g) {
-          uint8_t* decoded = scratch + (first + g - from) * expansion_ * kTile;
-          Operands operands{packed(span.first + tile, (first + g) * expansion_),
+          uint8_t* decoded = scratch + (first + g - from) * group_tiles_ * kTile;
+          Operands operands{packed(span.first + tile, (first + g) * group / line_inner(kind)),
                             lines_ * tile_rows_ * kLine, tile_rows_,
-                            {decoded, decoded + half_bytes}, expansion_,
+                            {decoded, decoded + half_bytes}, group_tiles_,
                             sums + g * 2 * kTileSums, false, false,
                             {next.data[0] + at, next.data[1] + at}, divided_up(fetched, steps)};
-          at += expansion_ * operands.next_lines * kLine;
+          at += group_tiles_ * operands.next_lines * kLine;
           multiply_pair<kind>(operands, both, [](int64_t) {});
         }
         Span tiles{span.first + tile, both};
         float* sum = totals + tile * kTileSums;
-        if (call_.scheme == Scheme::kInt4Zeros)
-          add_groups<kind, true>(pair, tiles, first, count, sums, sum);
+        if (kind == Kind::kBf16 || is_fp8(call_.scheme))
+          add_groups<kind, Shift::kNone>(pair, tiles, first, count, sums, sum);
+        else if (has_zeros(call_.scheme))
+          add_groups<kind, Shift::kZeros>(pair, tiles, first, count, sums, sum);
         else
-          add_groups<kind, false>(pair, tiles, first, count, sums, sum);
+          add_groups<kind, Shift::kEight>(pair, tiles, first, count, sums, sum);
       }
     }
   }
   finish(finish_of(pair), span.first * 16, span.tiles * 16, totals);
 }
 
-// Adds the sums of `count` groups of int4 from `first`, times their scales, to `totals`.
-template <Kind kind, bool zeros>
+// Adds the sums of `count` groups from `first`, times their scales, to `totals`.
+template <Kind kind, Product::Shift shift>
 void Product::add_groups(const Pair& pair, Span span, int64_t first, int64_t count,
                          const float* sums, float* totals) const {
-  constexpr int32_t kOffset = 8;  // of stored values, without zero points
-  constexpr int64_t kBytes = kTile + (zeros ? 2 : 1) * kLine;
+  constexpr bool whole = kind == Kind::kU8 || kind == Kind::kS8;
   int64_t row = span.first * 16, rows = call_.rows - row;
   if (rows > span.tiles * 16) rows = span.tiles * 16;
   for (int half = 0; half < 2; ++half) {
-    const uint8_t* scales = pair.data[half] + first * kBytes + kTile;
+    const uint8_t* scales[kBatch];
+    for (int64_t g = 0; g < count; ++g)
+      scales[g] = pair.data[half] + scales_at(call_.scheme, first + g);
     for (int64_t r = 0; r < rows; ++r) {
-      int64_t at = (row + r) * weight_tiles_ + first, place = r * kPairColumns + half * 16;
+      int64_t at = (row + r) * x_groups_ + first, place = r * kPairColumns + half * 16;
       Floats total;
       load(total, totals + place);
       for (int64_t g = 0; g < count; ++g) {
         Floats sum, scale;
         load(sum, sums + g * 2 * kTileSums + place);
-        load(scale, scales + g * kBytes);
-        Ints offset;
-        if constexpr (zeros) {
-          load(offset, scales + g * kBytes + kLine);
+        load(scale, scales[g]);
+        if constexpr (shift != Shift::kNone) {
+          Ints offset = Ints{} + 8;
+          if constexpr (shift == Shift::kZeros) load(offset, scales[g] + kLine);
           offset *= x_sums_[at + g];
-        } else {
-          offset = Ints{} + kOffset * x_sums_[at + g];
+          if constexpr (whole) sum = __builtin_convertvector((Ints)sum - offset, Floats);
+          else sum -= __builtin_convertvector(offset, Floats);
         }
-        if constexpr (kind == Kind::kF32) sum -= __builtin_convertvector(offset, Floats);
-        else sum = __builtin_convertvector((Ints)sum - offset, Floats);
         total += sum * (x_scales_[at + g] * scale);
       }
       store(total, totals + place);

@@ -1,6 +1,9 @@
-// Before a product: rows of x are packed for the inner loops, as they are or rounded to int8, and
-// rows that nobody asked for get zeros.
+// Before a product: rows of x are packed for the inner loops, as they are or rounded to int8 or
+// float8, and rows that nobody asked for get zeros.
+#include <limits>
+
 #include "matmul.h"
+#include "matmul_fp8.h"
 #include "matmul_tile.h"
 #include "numbers.h"
 
@@ -25,70 +28,82 @@ void spread(const Number* numbers, int64_t count, int64_t lines, uint8_t* out, i
   }
 }
 
-inline float number(float x) { return x; }
-inline float number(uint16_t half) { return from_bf16(half); }
-
-template <class Number>
-float largest_of(const Number* numbers, int64_t count) {
-  float lanes[64] = {};
-  int64_t i = 0;
-  for (; i + 64 <= count; i += 64)
-    for (int64_t lane = 0; lane < 64; ++lane) {
-      float magnitude = absolute(number(numbers[i + lane]));
-      lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
+// Rounds `count` numbers by the inverse of their scale; gives the sum.
+struct ToInt8 {
+  static constexpr float kLargest = kInt8Max, kUnit = 1;
+  template <int64_t count, class Number, class Rounded>
+  int32_t round(const Number* numbers, float inverse, Rounded* out) const {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      int32_t value = rounded(number_of(numbers[i]) * inverse);
+      sum += value;
+      out[i] = static_cast<Rounded>(value + offset);
     }
-  for (int64_t lane = 0; i < count; ++i, ++lane) {
-    float magnitude = absolute(number(numbers[i]));
-    lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
+    return sum;
   }
-  return largest(lanes, 64);
-}
+  int32_t offset;
+};
 
-// Rounds a line of 64 by the inverse of its scale; gives the sum.
-template <class Number, class Rounded>
-int32_t round_line(const Number* numbers, float inverse, int32_t offset, Rounded* out) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < 64; ++i) {
-    int32_t value = rounded(number(numbers[i]) * inverse);
-    sum += value;
-    out[i] = static_cast<Rounded>(value + offset);
+// To numbers of float8, which bfloat16 holds as well; nobody asks for their sum.
+struct ToFp8 {
+  static constexpr float kLargest = kFp8Max, kUnit = kFp8Unit;
+  template <int64_t count, class Number, class Rounded>
+  int32_t round(const Number* numbers, float inverse, Rounded* out) const {
+    for (int64_t i = 0; i < count; ++i) {
+      float value = rounded_to_fp8(number_of(numbers[i]) * inverse);
+      if constexpr (sizeof(Rounded) == 4) {
+        out[i] = value;
+      } else {
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        out[i] = static_cast<Rounded>(bits >> 16);
+      }
+    }
+    return 0;
   }
-  return sum;
-}
+};
 
 struct Rounding {
   float scale, inverse;
 };
 
-// By the largest magnitude: int8 holds it as 127.
+// By the largest magnitude, which becomes the largest value; NaN if a number is NaN or infinite.
 template <class Number>
-Rounding rounding_of(const Number* numbers, int64_t count) {
-  float scale = largest_of(numbers, count) / kInt8Max;
-  if (!(scale > kSmallest)) return {0, 0};
+Rounding rounding_of(const Number* numbers, int64_t count, float value) {
+  float scale = largest(numbers, count) / value;
+  if (!(scale <= std::numeric_limits<float>::max())) return {__builtin_nanf(""), 0};
+  if (scale <= kSmallest) return {0, 0};
   return {scale, 1 / scale};
 }
 
-// Rounds a row, in lines of 64 that lie `step` bytes apart (four times 16 if they stay float32).
-template <class Number, class Rounded>
-void round_row(const Number* numbers, int64_t inner, int64_t group, int32_t offset, uint8_t* out,
+// Rounds a row, `at_once` numbers of a group after the other, to lines that lie `step` bytes apart.
+// Where the last line is not full, as with an odd number of groups of 32, its rest meets zeros.  A
+// group whose scale is NaN becomes zeros: its numbers cannot be rounded, and its sums will be NaN.
+template <int64_t at_once, class Rounded, class To, class Number>
+void round_row(To to, const Number* numbers, int64_t inner, int64_t group, uint8_t* out,
                int64_t step, float* scales, int32_t* sums) {
-  constexpr int64_t kLines = static_cast<int64_t>(sizeof(Rounded));
+  constexpr int64_t kBytes = at_once * static_cast<int64_t>(sizeof(Rounded));
+  constexpr int64_t kPart = kBytes < kLine ? kBytes : kLine;
+  int64_t at = 0;  // in the first line, and in those behind it
   for (int64_t from = 0; from < inner; from += group) {
-    Rounding rounding = rounding_of(numbers + from, group);
+    Rounding rounding = rounding_of(numbers + from, group, To::kLargest);
+    bool broken = rounding.scale != rounding.scale;
     int32_t sum = 0;
-    for (int64_t i = from; i < from + group; i += 64) {
-      Rounded line[64];
-      if (inner - i < 64) {
-        Number padded[64] = {};
-        memcpy(padded, numbers + i, static_cast<size_t>(inner - i) * sizeof(Number));
-        sum += round_line(padded, rounding.inverse, offset, line);
+    for (int64_t i = from; i < from + group; i += at_once) {
+      Rounded line[at_once];
+      if (broken || inner - i < at_once) {
+        Number padded[at_once] = {};
+        if (!broken)
+          memcpy(padded, numbers + i, static_cast<size_t>(inner - i) * sizeof(Number));
+        sum += to.template round<at_once>(padded, rounding.inverse, line);
       } else {
-        sum += round_line(numbers + i, rounding.inverse, offset, line);
+        sum += to.template round<at_once>(numbers + i, rounding.inverse, line);
       }
-      for (int64_t part = 0; part < kLines; ++part, out += step)
-        memcpy(out, line + part * 64 / kLines, kLine);
+      const auto* rounded_bytes = reinterpret_cast<const uint8_t*>(line);
+      for (int64_t part = 0; part < kBytes; part += kPart, at += kPart)
+        memcpy(out + at / kLine * step + at % kLine, rounded_bytes + part, kPart);
     }
-    *scales++ = rounding.scale;
+    *scales++ = rounding.scale * To::kUnit;
     if (sums != nullptr) *sums++ = sum;
   }
 }
@@ -100,16 +115,23 @@ void Product::prepare_numbers(int64_t row, uint8_t* out, int64_t step) const {
   thread_local Scratch scratch;
   int64_t inner = call_.inner;
   const auto* numbers = static_cast<const Number*>(call_.x.data) + row * inner;
-  if (call_.scheme == Scheme::kInt8Dynamic || is_int4(call_.scheme)) {
-    bool grouped = is_int4(call_.scheme);
-    int64_t group = grouped ? kGroup : inner, at = row * (inner / group);
-    int32_t* sums = grouped ? x_sums_ + at : nullptr;
-    if (kind_ == Kind::kF32) {
-      round_row<Number, float>(numbers, inner, group, 0, out, step, x_scales_ + at, sums);
-    } else {
-      int32_t offset = kind_ == Kind::kU8 ? 128 : 0;
-      round_row<Number, uint8_t>(numbers, inner, group, offset, out, step, x_scales_ + at, sums);
-    }
+  if (call_.scheme == Scheme::kInt8Dynamic || is_grouped(call_.scheme) || is_fp8(call_.scheme)) {
+    int64_t group = group_of(call_.scheme, inner), at = row * x_groups_;
+    float* scales = x_scales_ + at;
+    int32_t* sums = is_int4(call_.scheme) ? x_sums_ + at : nullptr;
+    ToInt8 to{kind_ == Kind::kU8 ? 128 : 0};
+    if (is_fp8(call_.scheme) && kind_ == Kind::kF32)
+      round_row<64, float>(ToFp8{}, numbers, inner, group, out, step, scales, sums);
+    else if (is_fp8(call_.scheme))
+      round_row<64, uint16_t>(ToFp8{}, numbers, inner, group, out, step, scales, sums);
+    else if (kind_ == Kind::kF32 && group < 64)
+      round_row<32, float>(to, numbers, inner, group, out, step, scales, sums);
+    else if (kind_ == Kind::kF32)
+      round_row<64, float>(to, numbers, inner, group, out, step, scales, sums);
+    else if (group < 64)
+      round_row<32, uint8_t>(to, numbers, inner, group, out, step, scales, sums);
+    else
+      round_row<64, uint8_t>(to, numbers, inner, group, out, step, scales, sums);
   } else if (kind_ == Kind::kBf16 || !call_.x.bfloat16) {
     spread(numbers, inner, lines_, out, step);
   } else {

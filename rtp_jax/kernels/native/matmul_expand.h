@@ -1,5 +1,6 @@
 // Turns tiles of packed weights into tiles of the kind that is multiplied.
 #pragma once
+#include "matmul_fp8.h"
 #include "matmul_lines.h"
 #include "matmul_tile.h"
 
@@ -44,27 +45,59 @@ inline void int4_to_bytes(const uint8_t* in, uint8_t* out) {
   }
 }
 
-// How many tiles of `kind` one packed tile (of int4: one group) becomes.
+// The same to four tiles: each is one of 64 places where those of the other group of 32 are zeros,
+// because tiles of x hold both.
+inline void int4_to_halves(const uint8_t* in, uint8_t* out) {
+  constexpr int64_t kHalf = kTile / 2;
+  for (int64_t i = 0; i < kTile; i += kLine) {
+    Words word, none = {};
+    load(word, in + i);
+    int64_t own = i < kHalf ? i : kTile + i, other = kTile - (i < kHalf ? 0 : kTile) + i;
+    store(word & 0x0f0f0f0fu, out + own);
+    store(none, out + other);
+    store(word >> 4 & 0x0f0f0f0fu, out + 2 * kTile + own);
+    store(none, out + 2 * kTile + other);
+  }
+}
+
+// How many tiles of `kind` one packed tile, or the places of one cell, become.
 inline int64_t expansion(Scheme scheme, Kind kind) {
-  int64_t numbers = is_int4(scheme) ? kGroup : tile_inner(scheme);
+  int64_t numbers = is_grouped(scheme) ? kCell : tile_inner(scheme);
   return numbers / line_inner(kind);
 }
 
-// Decodes `tiles` packed tiles, or groups of int4, which lie end to end.
+// How many tiles of `kind` one group is decoded to, a part of a tile as a whole one.
+inline int64_t group_tiles(Scheme scheme, Kind kind) {
+  return divided_up(group_of(scheme, kCell), line_inner(kind));
+}
+
+// Decodes cells of int4, which lie end to end, or of fp8_block.
+template <Kind kind>
+inline void expand_cells(Scheme scheme, const uint8_t* in, int64_t cells, uint8_t* out) {
+  for (int64_t i = 0; i < cells; ++i, in += cell_bytes(scheme)) {
+    if (scheme == Scheme::kFp8Block) {
+      expand_fp8<kind>(in, 2, out);
+      out += kCell / line_inner(kind) * kTile;
+    } else if constexpr (kind == Kind::kF32) {
+      alignas(64) uint8_t bytes[2 * kTile];
+      int4_to_bytes(in, bytes);
+      for (int64_t at = 0; at < 2 * kTile; at += kLine, out += 4 * kLine)
+        int8_to_f32(bytes + at, out);
+    } else if (group_of(scheme, kCell) < line_inner(kind)) {
+      int4_to_halves(in, out);
+      out += 4 * kTile;
+    } else {
+      int4_to_bytes(in, out);
+      out += 2 * kTile;
+    }
+  }
+}
+
+// Decodes `tiles` packed tiles, which lie end to end.
 template <Kind kind>
 inline void expand(Scheme scheme, const uint8_t* in, int64_t tiles, uint8_t* out) {
-  if (is_int4(scheme)) {
-    for (int64_t i = 0; i < tiles; ++i, in += group_bytes(scheme)) {
-      if constexpr (kind == Kind::kF32) {
-        alignas(64) uint8_t bytes[2 * kTile];
-        int4_to_bytes(in, bytes);
-        for (int64_t at = 0; at < 2 * kTile; at += kLine, out += 4 * kLine)
-          int8_to_f32(bytes + at, out);
-      } else {
-        int4_to_bytes(in, out);
-        out += 2 * kTile;
-      }
-    }
+  if (is_fp8(scheme)) {
+    expand_fp8<kind>(in, tiles, out);
     return;
   }
   const uint8_t* end = in + tiles * kTile;

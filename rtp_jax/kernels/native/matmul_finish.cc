@@ -31,7 +31,7 @@ void write(const Floats& numbers, const Rows& to, int64_t at, int64_t count) {
 }  // namespace
 
 Product::Finish Product::finish_of(const Pair& pair) const {
-  bool scaled = call_.scheme == Scheme::kInt8 || call_.scheme == Scheme::kInt8Dynamic;
+  bool scaled = has_row_scales(call_.scheme);
   bool narrow = true;
   Finish how{};
   how.pair = pair;
@@ -46,6 +46,7 @@ Product::Finish Product::finish_of(const Pair& pair) const {
     if (!scaled) continue;
     const uint8_t* tail = pair.data[half] + weight_tiles_ * kTile;
     load(how.scale[half], tail);
+    if (kind_ != Kind::kU8) continue;
     load(how.offset[half], tail + kLine);
     how.offset[half] *= 128;
   }
@@ -57,7 +58,7 @@ Product::Finish Product::finish_of(const Pair& pair) const {
 void Product::finish(const Finish& how, int64_t row, int64_t rows,
                      const float* sums) const {
   int64_t last = row + rows < call_.rows ? row + rows : call_.rows;
-  bool scaled = call_.scheme == Scheme::kInt8 || call_.scheme == Scheme::kInt8Dynamic;
+  bool scaled = has_row_scales(call_.scheme);
   if (kind_ == Kind::kU8) finish_rows<true, true>(how, row, last, sums);
   else if (scaled) finish_rows<false, true>(how, row, last, sums);
   else finish_rows<false, false>(how, row, last, sums);
@@ -66,7 +67,7 @@ void Product::finish(const Finish& how, int64_t row, int64_t rows,
 template <bool whole, bool scaled>
 void Product::finish_rows(const Finish& how, int64_t first, int64_t last, const float* sums) const {
   const Pair& pair = how.pair;
-  bool dynamic = call_.scheme == Scheme::kInt8Dynamic;
+  bool dynamic = call_.scheme == Scheme::kInt8Dynamic || call_.scheme == Scheme::kFp8;
   float unit = kind_ == Kind::kBf16 ? kInt8Bf16Unit : 1.0f;
   auto numbers_of = [&](int64_t row, int64_t half, Floats& out) {
     load(out, sums + (row - first) * kPairColumns + half * 16);

@@ -4,12 +4,12 @@
 #include <cstring>
 
 #include "matmul.h"
+#include "matmul_encode.h"
+#include "matmul_fp8.h"
 #include "numbers.h"
 
 namespace rtp {
 namespace {
-
-constexpr int32_t kInt4Offset = 8;
 
 // Lays 16 rows of dwords side by side: out[line][row] = rows[row][line]; absent rows are zeros.
 void transpose(const uint8_t* rows, int64_t stride, int64_t count, int64_t dwords, uint8_t* out) {
@@ -46,45 +46,6 @@ void pack_plain(const uint8_t* rows, int64_t count, int64_t inner, int64_t bytes
     memcpy(out + whole * kLine + r * 4, rows + (r + 1) * inner * bytes - 2, 2);
 }
 
-float inverse_of(float scale) { return scale != 0 ? 1 / scale : 0; }
-
-// Rounds a row to int8; gives the scale.
-float encode_int8(const float* numbers, int64_t inner, int8_t* out) {
-  float scale = largest(numbers, inner) / 127.0f, inverse = inverse_of(scale);
-  for (int64_t i = 0; i < inner; ++i) out[i] = static_cast<int8_t>(rounded(numbers[i] * inverse));
-  return scale;
-}
-
-// The number of a group with the largest magnitude, the first of equals.
-float extreme_of(const float* numbers) {
-  float highs[16] = {}, lows[16] = {};
-  for (int64_t i = 0; i < kGroup; i += 16)
-    for (int lane = 0; lane < 16; ++lane) {
-      float number = numbers[i + lane];
-      highs[lane] = number > highs[lane] ? number : highs[lane];
-      lows[lane] = number < lows[lane] ? number : lows[lane];
-    }
-  float high = 0, low = 0;
-  for (int lane = 0; lane < 16; ++lane) {
-    high = highs[lane] > high ? highs[lane] : high;
-    low = lows[lane] < low ? lows[lane] : low;
-  }
-  if (high != -low) return high > -low ? high : low;
-  for (int64_t i = 0; i < kGroup; ++i)
-    if (absolute(numbers[i]) == high) return numbers[i];
-  return 0;
-}
-
-// Rounds a group to 0..15; gives the scale.
-float encode_int4(const float* numbers, uint8_t* out) {
-  float scale = extreme_of(numbers) / -8.0f, inverse = inverse_of(scale);
-  for (int64_t i = 0; i < kGroup; ++i) {
-    int32_t value = rounded(numbers[i] * inverse) + kInt4Offset;
-    out[i] = static_cast<uint8_t>(value < 0 ? 0 : value > 15 ? 15 : value);
-  }
-  return scale;
-}
-
 // From values [count, stride] in int8 and their scales.
 void pack_int8(const int8_t* values, int64_t stride, const float* scales, int64_t count,
                int64_t inner, uint8_t* out) {
@@ -100,23 +61,80 @@ void pack_int8(const int8_t* values, int64_t stride, const float* scales, int64_
   memcpy(out + tiles * kTile + kLine, sums, kLine);
 }
 
-// From values [count, inner] in bytes, scales [count, groups] and zero points, if there are any.
-void pack_int4(const uint8_t* values, const float* scales, const uint8_t* zeros, int64_t count,
-               int64_t inner, uint8_t* out) {
-  int64_t groups = inner / kGroup, bytes = kTile + (zeros != nullptr ? 2 : 1) * kLine;
-  for (int64_t g = 0; g < groups; ++g, out += bytes) {
-    alignas(64) uint8_t tiles[2 * kTile];
-    transpose(values + g * kGroup, inner, count, 32, tiles);
-    for (int64_t i = 0; i < kTile; ++i)
-      out[i] = static_cast<uint8_t>(tiles[i] | tiles[kTile + i] << 4);
-    float block_scales[16] = {};
-    for (int64_t r = 0; r < count; ++r) block_scales[r] = scales[r * groups + g];
-    memcpy(out + kTile, block_scales, kLine);
-    if (zeros == nullptr) continue;
-    int32_t block_zeros[16] = {};
-    for (int64_t r = 0; r < count; ++r) block_zeros[r] = zeros[r * groups + g];
-    memcpy(out + kTile + kLine, block_zeros, kLine);
+// Changes the order of four numbers in each dword: see `fp8_place`.
+void swap_middles(uint8_t* lines, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 4) {
+    uint8_t second = lines[i + 1];
+    lines[i + 1] = lines[i + 2];
+    lines[i + 2] = second;
   }
+}
+
+// The scales of 16 rows, of those that there are; NaN where one of `group` values is.
+void pack_fp8_scales(const uint8_t* values, int64_t stride, int64_t group, const float* scales,
+                     int64_t groups, int64_t count, uint8_t* out) {
+  float block_scales[16] = {};
+  for (int64_t r = 0; r < count; ++r) {
+    bool broken = false;
+    for (int64_t i = 0; i < group; ++i) broken |= is_nan_fp8(values[r * stride + i]);
+    block_scales[r] = broken ? __builtin_nanf("") : scales[r * groups];
+  }
+  memcpy(out, block_scales, kLine);
+}
+
+// From values [count, stride] and scales [count, groups].
+void pack_fp8(Scheme scheme, const uint8_t* values, int64_t stride, const float* scales,
+              int64_t count, int64_t inner, uint8_t* out) {
+  if (!is_grouped(scheme)) {
+    int64_t tiles = divided_up(inner, 64);
+    transpose(values, stride, count, tiles * 16, out);
+    swap_middles(out, tiles * kTile);
+    pack_fp8_scales(values, stride, inner, scales, 1, count, out + tiles * kTile);
+    return;
+  }
+  int64_t groups = inner / kCell;
+  for (int64_t g = 0; g < groups; ++g, values += kCell, out += cell_bytes(scheme)) {
+    transpose(values, stride, count, kCell / 4, out);
+    swap_middles(out, 2 * kTile);
+    pack_fp8_scales(values, stride, kCell, scales + g, groups, count, out + 2 * kTile);
+  }
+}
+
+// From values [count, stride] in bytes, scales [count, groups] and zero points, if there are any.
+void pack_int4(Scheme scheme, const uint8_t* values, int64_t stride, const float* scales,
+               const uint8_t* zeros, int64_t count, int64_t inner, uint8_t* out) {
+  for (int64_t i = 0; i < divided_up(inner, kCell); ++i) {
+    alignas(64) uint8_t tiles[2 * kTile];
+    transpose(values + i * kCell, stride, count, kCell / 4, tiles);
+    uint8_t* cell = out + i * cell_bytes(scheme);
+    for (int64_t at = 0; at < kTile; ++at)
+      cell[at] = static_cast<uint8_t>(tiles[at] | tiles[kTile + at] << 4);
+    memset(cell + kTile, 0, static_cast<size_t>(cell_bytes(scheme) - kTile));
+  }
+  int64_t groups = inner / group_of(scheme, inner);
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t r = 0; r < count; ++r) {
+      uint8_t* to = out + scales_at(scheme, g) + r * 4;
+      memcpy(to, scales + r * groups + g, 4);
+      if (zeros == nullptr) continue;
+      int32_t zero = zeros[r * groups + g];
+      memcpy(to + kLine, &zero, 4);
+    }
+}
+
+// Bytes of a row of values that are packed: of whole tiles, or cells.
+int64_t padded(Scheme scheme, int64_t inner) {
+  int64_t places = is_grouped(scheme) ? kCell : 64;
+  return divided_up(inner, places) * places;
+}
+
+// From values [count, padded], the rest of each row zeros, scales and zero points [count, groups].
+void pack_block(Scheme scheme, const uint8_t* values, const float* scales, const uint8_t* zeros,
+                int64_t count, int64_t inner, uint8_t* out) {
+  int64_t stride = padded(scheme, inner);
+  if (is_fp8(scheme)) pack_fp8(scheme, values, stride, scales, count, inner, out);
+  else if (is_int4(scheme)) pack_int4(scheme, values, stride, scales, zeros, count, inner, out);
+  else pack_int8(reinterpret_cast<const int8_t*>(values), stride, scales, count, inner, out);
 }
 
 }  // namespace
@@ -133,16 +151,28 @@ void unpack_row(Scheme scheme, const uint8_t* blocks, int64_t row, int64_t inner
       out[i] = from_bf16(half);
     }
   } else if (is_int4(scheme)) {
+    int64_t size = group_of(scheme, inner);
     for (int64_t i = 0; i < inner; ++i) {
-      const uint8_t* group = block + i / kGroup * group_bytes(scheme);
+      const uint8_t* cell = block + i / kCell * cell_bytes(scheme);
+      const uint8_t* scales = block + scales_at(scheme, i / size) + r * 4;
       float scale;
-      memcpy(&scale, group + kTile + r * 4, 4);
-      int64_t place = i % kGroup, high = place / 64;
-      uint8_t pair = group[place % 64 / 4 * kLine + r * 4 + place % 4];
+      memcpy(&scale, scales, 4);
+      int64_t place = i % kCell, high = place / 64;
+      uint8_t pair = cell[place % 64 / 4 * kLine + r * 4 + place % 4];
       int32_t zero = kInt4Offset;
-      if (scheme == Scheme::kInt4Zeros) memcpy(&zero, group + kTile + kLine + r * 4, 4);
+      if (has_zeros(scheme)) memcpy(&zero, scales + kLine, 4);
       int32_t value = (high ? pair >> 4 : pair & 15) - zero;
       out[i] = static_cast<float>(value) * scale;
+    }
+  } else if (is_fp8(scheme)) {
+    bool grouped = is_grouped(scheme);
+    int64_t tail = divided_up(inner, 64) * kTile;
+    for (int64_t i = 0; i < inner; ++i) {
+      int64_t place = grouped ? i % kCell : i;
+      const uint8_t* lines = grouped ? block + i / kCell * cell_bytes(scheme) : block;
+      float scale;
+      memcpy(&scale, block + (grouped ? scales_at(scheme, i / kCell) : tail) + r * 4, 4);
+      out[i] = from_fp8(lines[place / 4 * kLine + r * 4 + fp8_place(place % 4)]) * scale;
     }
   } else {
     float scale;
@@ -166,7 +196,7 @@ RTP_EXPORT void rtp_pack_rows(int64_t scheme_id, const void* rows, int64_t is_bf
   using namespace rtp;
   auto scheme = static_cast<Scheme>(scheme_id);
   int64_t bytes = is_bfloat16 ? 2 : 4, block = block_bytes(scheme, inner);
-  int64_t padded = divided_up(inner, 64) * 64, groups = divided_up(inner, kGroup);
+  int64_t stride = padded(scheme, inner), groups = inner / group_of(scheme, inner);
   thread_local Scratch numbers_scratch, values_scratch, scales_scratch;
   const auto* source = static_cast<const uint8_t*>(rows);
   for (int64_t row = 0; row < outer; row += kBlockRows, out += block) {
@@ -177,46 +207,34 @@ RTP_EXPORT void rtp_pack_rows(int64_t scheme_id, const void* rows, int64_t is_bf
       continue;
     }
     auto* numbers = reinterpret_cast<float*>(numbers_scratch.get(inner * 4));
-    uint8_t* values = values_scratch.get(kBlockRows * padded);
+    uint8_t* values = values_scratch.get(kBlockRows * stride);
     auto* scales = reinterpret_cast<float*>(scales_scratch.get(kBlockRows * groups * 4));
     for (int64_t r = 0; r < count; ++r) {
       widen(first + r * inner * bytes, is_bfloat16 != 0, inner, numbers);
-      if (scheme == Scheme::kInt4) {
-        for (int64_t g = 0; g < groups; ++g)
-          scales[r * groups + g] =
-              encode_int4(numbers + g * kGroup, values + r * inner + g * kGroup);
-        continue;
-      }
-      uint8_t* row_values = values + r * padded;
-      scales[r] = encode_int8(numbers, inner, reinterpret_cast<int8_t*>(row_values));
-      memset(row_values + inner, 0, static_cast<size_t>(padded - inner));
+      encode_row(scheme, numbers, inner, values + r * stride, scales + r * groups);
+      memset(values + r * stride + inner, 0, static_cast<size_t>(stride - inner));
     }
-    if (scheme == Scheme::kInt4) {
-      pack_int4(values, scales, nullptr, count, inner, out);
-    } else {
-      pack_int8(reinterpret_cast<int8_t*>(values), padded, scales, count, inner, out);
-    }
+    pack_block(scheme, values, scales, nullptr, count, inner, out);
   }
 }
 
-// Packs values that are encoded already: int8 [outer, inner], or pairs of int4 [outer, inner / 2],
+// Packs values that are encoded already: bytes [outer, inner], or pairs of int4 [outer, inner / 2],
 // scales [outer, groups], and zero points likewise if the scheme has them.
 RTP_EXPORT void rtp_pack_values(int64_t scheme_id, const uint8_t* values, const float* scales,
                                 const uint8_t* zeros, int64_t outer, int64_t inner, uint8_t* out) {
   using namespace rtp;
   auto scheme = static_cast<Scheme>(scheme_id);
-  bool pairs = is_int4(scheme);
-  int64_t block = block_bytes(scheme, inner), stride = pairs ? inner : divided_up(inner, 64) * 64;
-  int64_t groups = pairs ? inner / kGroup : 1;
+  int64_t block = block_bytes(scheme, inner), stride = padded(scheme, inner);
+  int64_t groups = inner / group_of(scheme, inner);
   thread_local Scratch scratch;
   uint8_t* rows = scratch.get(kBlockRows * stride);
   for (int64_t row = 0; row < outer; row += kBlockRows, out += block) {
     int64_t count = outer - row < kBlockRows ? outer - row : kBlockRows;
     for (int64_t r = 0; r < count; ++r) {
       uint8_t* to = rows + r * stride;
-      if (!pairs) {
+      memset(to + inner, 0, static_cast<size_t>(stride - inner));
+      if (!is_int4(scheme)) {
         memcpy(to, values + (row + r) * inner, static_cast<size_t>(inner));
-        memset(to + inner, 0, static_cast<size_t>(stride - inner));
         continue;
       }
       const uint8_t* from = values + (row + r) * inner / 2;
@@ -225,9 +243,8 @@ RTP_EXPORT void rtp_pack_values(int64_t scheme_id, const uint8_t* values, const 
         to[2 * i + 1] = from[i] >> 4;
       }
     }
-    const uint8_t* block_zeros = scheme == Scheme::kInt4Zeros ? zeros + row * groups : nullptr;
-    if (pairs) pack_int4(rows, scales + row * groups, block_zeros, count, inner, out);
-    else pack_int8(reinterpret_cast<int8_t*>(rows), stride, scales + row, count, inner, out);
+    const uint8_t* block_zeros = has_zeros(scheme) ? zeros + row * groups : nullptr;
+    pack_block(scheme, rows, scales + row * groups, block_zeros, count, inner, out);
   }
 }
 

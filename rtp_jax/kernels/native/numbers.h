@@ -61,19 +61,30 @@ inline void widen(const void* row, bool bfloat16, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = from_bf16(halves[i]);
 }
 
-// The largest magnitude.
-inline float largest(const float* x, int64_t count) {
-  float lanes[16] = {};
+inline float number_of(float number) { return number; }
+inline float number_of(uint16_t half) { return from_bf16(half); }
+
+// The largest magnitude of numbers in float32 or bfloat16; NaN if one of them is.  Magnitudes are
+// compared as bits, which have the same order, with infinity and NaN above all others.
+template <class Number>
+float largest(const Number* numbers, int64_t count) {
+  constexpr int64_t kLanes = 64;
+  int32_t lanes[kLanes] = {}, high = 0;
+  auto compare = [&](int64_t i, int64_t lane) {
+    float number = number_of(numbers[i]);
+    int32_t bits;
+    memcpy(&bits, &number, 4);
+    bits &= 0x7fffffff;
+    lanes[lane] = bits > lanes[lane] ? bits : lanes[lane];
+  };
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int lane = 0; lane < 16; ++lane) {
-      float magnitude = absolute(x[i + lane]);
-      lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
-    }
-  float high = 0;
-  for (int lane = 0; lane < 16; ++lane) high = lanes[lane] > high ? lanes[lane] : high;
-  for (; i < count; ++i) high = absolute(x[i]) > high ? absolute(x[i]) : high;
-  return high;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) compare(i + lane, lane);
+  for (int64_t lane = 0; i < count; ++i, ++lane) compare(i, lane);
+  for (int64_t lane = 0; lane < kLanes; ++lane) high = lanes[lane] > high ? lanes[lane] : high;
+  float number;
+  memcpy(&number, &high, 4);
+  return number;
 }
 
 // Memory that grows and is kept for the next call on this thread; what it held is lost.

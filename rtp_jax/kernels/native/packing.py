@@ -14,30 +14,45 @@ from rtp_jax.quant.quantized_array import NATIVE, QuantizedArray
 from rtp_jax.quant.schemes import Scheme
 
 BLOCK_ROWS = 16
-INT4_GROUP = 128
 MIN_INNER = 32  # shorter rows would fill the same tile in float32 and in bfloat16
 MAX_INNER = 65536  # so that sums of int8 products fit in int32
-_NUMBERS = {"plain float32": 0, "plain bfloat16": 1, "int8": 2, "int8_dynamic": 3, "int4": 4}
-_NUMBERS["int4_zeros"] = 5
+_NUMBERS = {  # of `Scheme` in `matmul.h`, by name, and group if there are several
+    ("plain float32", None): 0,
+    ("plain bfloat16", None): 1,
+    ("int8", None): 2,
+    ("int8_dynamic", None): 3,
+    ("int4", 128): 4,
+    ("int4_zeros", 128): 5,
+    ("fp8", None): 6,
+    ("fp8_block", 128): 7,
+    ("int4", 64): 8,
+    ("int4_zeros", 64): 9,
+    ("int4", 32): 10,
+    ("int4_zeros", 32): 11,
+}
+_NAMES = {name for name, _ in _NUMBERS}
 
 
 def scheme_number(scheme: Scheme, dtype: np.dtype) -> int:
     """Give the number that `matmul.h` has for a scheme; `dtype` is that of plain numbers."""
     name = scheme.name if scheme.is_quantized else f"{scheme.name} {np.dtype(dtype).name}"
-    return _NUMBERS[name]
+    return _NUMBERS[name, scheme.group]
 
 
 def packing_obstacle(scheme: Scheme, inner: int, dtype: np.dtype) -> str | None:
     """Say in words why rows of `inner` numbers cannot be packed, or return None if they can."""
     if not scheme.is_quantized and np.dtype(dtype).name not in ("float32", "bfloat16"):
         return f"it packs plain float32 and bfloat16, not {np.dtype(dtype).name}"
-    if scheme.is_quantized and scheme.name not in _NUMBERS:
+    if scheme.is_quantized and scheme.name not in _NAMES:
         return f"it does not know the scheme {scheme.name}"
-    if scheme.bits == 4 and scheme.group != INT4_GROUP:
-        return f"its int4 has groups of {INT4_GROUP}, not {scheme.group}"
+    if scheme.is_quantized and (scheme.name, scheme.group) not in _NUMBERS:
+        known = [str(group) for name, group in _NUMBERS if name == scheme.name]
+        return f"its {scheme.name} has groups of {', '.join(known)}, not {scheme.group}"
+    if inner % (scheme.group or 1):
+        return f"rows of {inner} are not whole groups of {scheme.group}"
     if inner < MIN_INNER:
         return f"it packs rows of at least {MIN_INNER} numbers, not {inner}"
-    if scheme.is_quantized and inner > MAX_INNER:
+    if scheme.is_quantized and not scheme.floating and inner > MAX_INNER:
         return f"its integer sums hold rows of {MAX_INNER} numbers, not {inner}"
     return None
 
@@ -82,10 +97,10 @@ def pack_values(
     """Pack a matrix that is encoded already into whole blocks, as `pack_rows` packs numbers.
 
     Args:
-      values: of the scheme, [outer, inner] int8 or [outer, inner / 2] pairs of int4.
+      values: of the scheme, [outer, inner] int8 or float8, or [outer, inner / 2] pairs of int4.
       scales: float32 [outer, groups].
       zeros: uint8 [outer, groups] of a scheme that has zero points.
-      scheme: int8, int8_dynamic, int4 or int4_zeros.
+      scheme: any but a plain one.
       out: uint8 [blocks, block_bytes], contiguous; all of it is written.
     """
     outer, inner = len(values), values.shape[1] * (2 if scheme.bits == 4 else 1)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int32, Num
 
 from rtp_jax.kernels import compat
 from rtp_jax.kernels.quantized_matmul import mosaic_plan
+from rtp_jax.kernels.quantized_matmul.mosaic_decode import BIAS
 from rtp_jax.kernels.quantized_matmul.mosaic_plan import GROUP, Plan, Tiling
 from rtp_jax.kernels.quantized_matmul.rounding import round_rows
 from rtp_jax.kernels.quantized_matmul.shape import MatmulShape
@@ -19,9 +20,11 @@ from rtp_jax.late_imports import late
 from rtp_jax.quant.quantized_array import ROWS, QuantizedArray
 from rtp_jax.quant.schemes import Scheme
 
-stream = late("rtp_jax.kernels.quantized_matmul.mosaic_stream")
+mosaic_sums = late("rtp_jax.kernels.quantized_matmul.mosaic_sums")
+mosaic_stream = late("rtp_jax.kernels.quantized_matmul.mosaic_stream")
 
 PLATFORMS = ("cuda",)
+KNOWN = ", ".join(map(str, mosaic_plan.GROUPS))
 
 
 def obstacle(call: MatmulShape) -> str | None:
@@ -34,14 +37,10 @@ def obstacle(call: MatmulShape) -> str | None:
         return "plain weights are multiplied by XLA"
     if call.layout != ROWS:
         return f"it reads the layout {ROWS!r} and the weight has {call.layout!r}"
-    if call.scheme.zeros:
-        return "it takes 8 from every int4, and the weight has zero points"
-    if call.scheme.dynamic and call.scheme.group is not None:
-        return "it rounds whole rows of x, and the scheme rounds groups of them"
     if call.scheme.bits == 4 and call.scheme.group is None:
-        return f"its int4 has groups of {GROUP}, and the weight has none"
-    if call.scheme.group not in (None, GROUP):
-        return f"its groups have {GROUP} numbers and those of the weight {call.scheme.group}"
+        return f"its int4 has groups of {KNOWN}, and the weight has none"
+    if call.scheme.group not in (None, *mosaic_plan.GROUPS):
+        return f"its groups have {KNOWN} numbers and those of the weight {call.scheme.group}"
     if call.dtype != jnp.bfloat16 and not call.scheme.dynamic:
         return f"wgmma multiplies bfloat16 and x is {call.dtype}"
     if call.outer % mosaic_plan.ROWS or call.inner % GROUP:
@@ -73,32 +72,38 @@ def quantized_matmul(
     tiling = tiling or mosaic_plan.default_tiling(scheme, tokens=tokens, **sizes)
     padded = -(-tokens // tiling.tokens) * tiling.tokens
     plan = mosaic_plan.plan(tiling, scheme.bits, tokens=padded, **sizes)
-    job = stream.Job(scheme, tiling, plan, interpret)
-
-    row_scale = None
+    job = mosaic_sums.Job(scheme, tiling, plan, interpret)
+    x_scales = None
     if scheme.dynamic:
-        x, row_scale = round_rows(x, scheme)
-    x = jnp.pad(_by_planes(x, job.planes), ((0, padded - tokens), (0, 0)))
-    count = jnp.int32(tokens) if rows is None else rows
-    scalars = stream.Scalars(*(jnp.int32(n).reshape(1) for n in (layer, count, stream.BIAS)))
-    parts = stream.stream(x, _words(weight, job.planes), weight.scales, scalars, job)
-    product = _add_parts(parts, tiling, plan)[:tokens]
-    if scheme.group is None:
+        x, x_scales = round_rows(x, scheme)
+    numbers = (layer, tokens if rows is None else rows, BIAS)
+    below = ((0, padded - tokens), (0, 0))
+    operands = mosaic_stream.Operands(
+        jnp.pad(_by_planes(x, job.planes, mosaic_plan.group_size(scheme)), below),
+        _words(weight, job.planes),
+        weight.scales,
+        *(jnp.int32(number).reshape(1) for number in numbers),
+        zeros=weight.zeros,
+        x_scales=None if x_scales is None or scheme.group is None else jnp.pad(x_scales, below).T,
+    )
+    product = _add_parts(mosaic_stream.stream(operands, job), tiling, plan)[:tokens]
+    if scheme.group is None:  # then no scale was needed before
         product *= jax.lax.dynamic_index_in_dim(weight.scales, layer, keepdims=False)[:, 0]
-    if row_scale is not None:
-        product *= row_scale
+        product *= 1 if x_scales is None else x_scales
     if rows is not None and plan.token_tiles > 1:
         tile_start = np.arange(tokens)[:, None] // tiling.tokens * tiling.tokens
         product = jnp.where(tile_start < rows, product, 0)
     return product
 
 
-def _by_planes(x: Num[Array, "tokens inner"], planes: int) -> Num[Array, "tokens inner"]:
+def _by_planes(
+    x: Num[Array, "tokens inner"], planes: int, group: int
+) -> Num[Array, "tokens inner"]:
     """Reorder the numbers of every group: those at place 0 of a word first, then at place 1, ..."""
     if planes == 1:
         return x
     tokens, inner = x.shape
-    words = x.reshape(tokens, inner // GROUP, GROUP // planes, planes)
+    words = x.reshape(tokens, inner // group, group // planes, planes)
     return words.swapaxes(2, 3).reshape(tokens, inner)
 
 
@@ -126,5 +131,7 @@ def _add_parts(
 
 def _tuned(scheme: Scheme, tokens: int, sizes: dict[str, int]) -> Tiling | None:
     """Look up a tiling that was measured to be better than the default."""
-    found = tuned("quantized_matmul", key_of(scheme=scheme.name, tokens=tokens, **sizes))
+    found = tuned(
+        "quantized_matmul", key_of(scheme=scheme.name, group=scheme.group, tokens=tokens, **sizes)
+    )
     return None if found is None else Tiling(*found)

@@ -21,17 +21,21 @@ import numpy as np
 
 from rtp_jax.quant.schemes import Scheme
 
-GROUP = 128  # numbers along inner: a step is whole groups, and int4 has a scale for each
+GROUP = 128  # numbers along inner: a step is whole ones of them, with a scale each or several
+GROUPS = (32, 64, 128)  # that int4 may have, as whole operands of wgmma are made of them
 SHARED_BYTES = 227 * 1024 - 2048  # of a Hopper multiprocessor, less barriers and alignment
 ROWS = 64  # of one wgmma
-MAX_TOKENS = 128
+MAX_TOKENS = {32: 64, 64: 128, GROUP: 128}  # by the size of a group, whose sums take registers
 # By the number of warpgroups: how many sums a thread may hold, as compiled without spills.
 MAX_SUMS = {4: 64, 2: 128, 1: 128}
+# The same where a step has several groups: the assembler mixes them, so all their sums are counted.
+MAX_SUMS_OF_SMALL_GROUPS = {4: 64, 2: 192, 1: 192}
 # What is not moved, guessed: by whether tokens are many, for each (warpgroups, rows).
 HANDICAPS = {
     False: {(4, ROWS): 1.0, (2, ROWS): 1.1, (1, ROWS): 1.3},
     True: {(2, 2 * ROWS): 1.0, (2, ROWS): 1.1, (1, ROWS): 2.0},
 }
+OPEN_SUMS = 24  # of groups that are summed side by side, in a thread
 MAX_EQUAL_PARTS = 8
 MIN_STEPS = 2  # of a block: fewer would make too many parts
 
@@ -120,20 +124,29 @@ def default_tiling(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> Ti
 
 def candidates(scheme: Scheme, *, tokens: int, outer: int, inner: int) -> list[Tiling]:
     """List tilings worth timing: they divide the matrix, and fit shared memory and registers."""
-    columns = -(-tokens // MAX_TOKENS)
+    columns = -(-tokens // MAX_TOKENS[group_size(scheme)])
     tile = -(-tokens // (8 * columns)) * 8
     found = []
     for warpgroups, rows, along in itertools.product((4, 2, 1), (ROWS, 2 * ROWS), (1, 2)):
         tiling = Tiling(warpgroups, rows, tile, along * GROUP, 0)
         tiling = tiling._replace(stages=min(8, SHARED_BYTES // stage_bytes(tiling, scheme)))
         divides = outer % tiling.outer == 0 and inner % tiling.inner == 0
-        sums = rows * tile // 128 * (2 if sums_groups(scheme) else 1)
-        if scheme.bits == 4:  # decoding keeps many registers, those of each group of a step
-            divides &= rows == ROWS
-            sums *= along
-        if divides and tiling.stages >= 3 and sums <= MAX_SUMS[warpgroups]:
+        if scheme.bits == 4:
+            divides &= rows == ROWS  # decoding keeps many registers
+        if divides and tiling.stages >= 3 and _fits_registers(tiling, scheme):
             found.append(tiling)
     return found
+
+
+def _fits_registers(tiling: Tiling, scheme: Scheme) -> bool:
+    """Guess whether the sums of a thread, and of each group of a step, need no spills."""
+    sums, size = tiling.rows * tiling.tokens // 128, group_size(scheme)
+    if size < GROUP:
+        limit = MAX_SUMS_OF_SMALL_GROUPS[tiling.warpgroups]
+        return sums * (1 + tiling.inner // size) <= limit
+    if scheme.bits == 4:
+        sums *= tiling.inner // GROUP
+    return sums * (2 if sums_groups(scheme) else 1) <= MAX_SUMS[tiling.warpgroups]
 
 
 def sums_groups(scheme: Scheme) -> bool:
@@ -143,6 +156,22 @@ def sums_groups(scheme: Scheme) -> bool:
     section 3.3.2), which must not happen over thousands of them.
     """
     return scheme.group is not None or scheme.floating
+
+
+def group_size(scheme: Scheme) -> int:
+    """Count the numbers along inner that are summed before anything is done with the sum."""
+    return scheme.group or GROUP
+
+
+def sums_at_once(tiling: Tiling, scheme: Scheme) -> int:
+    """Count the groups within 128 numbers whose sums are open together: several if tokens are few.
+
+    wgmma takes a while to end, and smaller groups have fewer of them to wait for.
+    """
+    groups = GROUP // group_size(scheme)
+    while groups > 1 and groups * tiling.rows * tiling.tokens // 128 > OPEN_SUMS:
+        groups //= 2
+    return groups
 
 
 def stage_bytes(tiling: Tiling, scheme: Scheme) -> int:

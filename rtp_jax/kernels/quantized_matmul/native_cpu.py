@@ -32,8 +32,8 @@ def quantized_matmul(
 ) -> Float[Array, "tokens outer"]:
     """Multiply by one packed matrix; rows of `x` that do not matter come out as zeros.
 
-    Float32 is multiplied as such.  int4 rounds `x` to int8 for each token and group of 128, so its
-    terms err by |weight| * max |x of the group| / 254 more than those of the reference.
+    Float32 is multiplied as such.  int4 rounds `x` to int8 for each token and group, so its terms
+    err by |weight| * max |x of the group| / 254 more than those of the reference.
     """
     (product,) = linear(x, [weight], layer, rows=rows, dtype=jnp.dtype(jnp.float32))
     return product

@@ -1,0 +1,147 @@
+"""How soon do requests of a real service get their first token from real workers, policy by policy?
+
+    python -m bench.routing_real MODEL TRACE --json bench/results/routing_real.json
+
+What `bench/routing.py` simulates, with processes: a few workers that share the cores of this
+machine, a router before them, and the first requests of a trace, lengths scaled in the same way and
+times so that the load is a share of what round-robin gets through when all come at once.  Policies
+take turns, each with pages of its own (`cache_salt`), and the first turn of each is not counted.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+from bench.record import write_record
+from bench.router_latency import process
+from bench.routing import BUDGET, LENGTH_SCALE, PAGE_SIZE, ideal_of
+from rtp_jax import SamplingParams
+from rtp_jax.benchmark.trace import Trace, read_trace
+from rtp_jax.router.simulator import percentile
+from rtp_jax.sampling_params import OutputKind
+from rtp_jax.serving.async_client import AsyncClient
+from rtp_jax.serving.client_messages import RequestOptions
+
+POLICIES = ("round_robin", "least_tokens", "ttft")
+MAX_TOKENS = 32  # of an answer: decoding is not what is compared
+COLUMNS = ("load", "policy", "ttft_p50_s", "ttft_p95_s", "reused", "took_s")
+
+
+@contextlib.contextmanager
+def service(options: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """Start the workers, and a router for each policy; yield the routers' addresses."""
+    settings = ["--max-num-seqs", "16", "--max-num-batched-tokens", str(BUDGET)]
+    settings += ["--num-pages", str(options.pages), "--page-size", str(PAGE_SIZE)]
+    settings += ["--max-model-len", str(options.max_model_len), "--max-waiting", "1000"]
+    with contextlib.ExitStack() as stack:
+        start = stack.enter_context
+        serve = ("serve", options.model, *settings)
+        workers = [start(process(*serve)) for _ in range(options.workers)]
+        behind = [word for worker in workers for word in ("--worker", worker)]
+        yield {
+            policy: start(process("route", options.model, *behind, "--policy", policy))
+            for policy in options.policies
+        }
+
+
+async def replay(address: str, trace: Trace, vocab_size: int, scale: float, salt: str) -> dict:
+    """Send the requests as they came, times a scale; return what was seen."""
+    prompts = list(trace.prompts(vocab_size, (7,)))
+    ttft: list[float] = []
+    reused = 0
+    async with AsyncClient(address) as client:
+        began_s = time.perf_counter()
+
+        async def one(number: int) -> None:
+            nonlocal reused
+            line = trace.lines[number]
+            await asyncio.sleep((line.at_s or 0.0) * scale - (time.perf_counter() - began_s))
+            sent_s, first_s = time.perf_counter(), None
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=min(line.num_output_tokens or 1, MAX_TOKENS),
+                ignore_eos=True,
+                output_kind=OutputKind.DELTA,
+            )
+            options = RequestOptions(cache_salt=salt)
+            async for output in client.stream(list(prompts[number]), params, options):
+                if first_s is None:
+                    first_s = time.perf_counter() - sent_s
+                    reused += output.num_cached_tokens
+            assert first_s is not None
+            ttft.append(first_s)
+
+        await asyncio.gather(*(one(number) for number in range(len(trace.lines))))
+        took_s = time.perf_counter() - began_s
+    return {
+        "ttft_p50_s": percentile(ttft, 0.5),
+        "ttft_p95_s": percentile(ttft, 0.95),
+        "reused": reused / sum(len(prompt) for prompt in prompts),
+        "took_s": took_s,
+    }
+
+
+async def measure(routers: dict[str, str], trace: Trace, options: argparse.Namespace) -> list[dict]:
+    """Find load 1, then let the policies take turns at each load."""
+    trace_s = max(line.at_s or 0.0 for line in trace.lines)
+    any_policy = next(iter(routers))
+    for policy, address in routers.items():
+        await replay(address, trace, options.vocab, 0.0, f"warm {policy}")
+    saturated_s = (await replay(routers[any_policy], trace, options.vocab, 0.0, "full"))["took_s"]
+    print(f"{any_policy} serves all of them in {saturated_s:.1f} s when they come at once")
+    rows = []
+    for load in options.loads:
+        for turn in range(options.rounds):
+            for policy, address in routers.items():
+                scale = saturated_s / load / trace_s
+                seen = await replay(address, trace, options.vocab, scale, f"{policy} {load} {turn}")
+                rows.append({"load": load, "policy": policy, "turn": turn} | seen)
+                show(rows[-1])
+    return rows
+
+
+def show(row: dict) -> None:
+    """Print one row."""
+    cells = (row[name] for name in COLUMNS)
+    print("".join(f"{c:>14.4g}" if isinstance(c, float) else f"{c:>14}" for c in cells), flush=True)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Print and keep one row for each run."""
+    trace = read_trace(
+        options.trace, most=options.requests, length_scale=LENGTH_SCALE, time_scale=1.0
+    )
+    longest = max((line.num_prompt_tokens or 1) for line in trace.lines)
+    options.max_model_len = longest + MAX_TOKENS + 1
+    ideal = ideal_of(trace)[-1]["reused"]
+    print("".join(f"{name:>14}" for name in COLUMNS))
+    with service(options) as routers:
+        rows = asyncio.run(measure(routers, trace, options))
+    print(f"one worker that never forgets would reuse {ideal:.1%}")
+    if options.json:
+        figures = {
+            "model": options.model.rsplit("/", 1)[-1],
+            "requests": len(trace.lines),
+            "workers": options.workers,
+            "pages": options.pages,
+            "ideal_reused": ideal,
+            "rows": rows,
+        }
+        write_record(options.json, "routing_real", ("jax", "jaxlib", "grpcio"), figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="folder or name")
+    parser.add_argument("trace", help="JSON lines: timestamp, input_length, hash_ids, ...")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--pages", type=int, default=2048, help="of KV, in each worker")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.8, 0.95])
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--vocab", type=int, default=2000, help="ids of prompts lie below it")
+    parser.add_argument("--json", help="file for the figures")
+    main(parser.parse_args())

@@ -1,0 +1,88 @@
+"""A router for tests, in a thread with a loop of its own, before servers of the same process."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rtp_jax.config import ServerConfig
+from rtp_jax.metrics import Metrics
+from rtp_jax.serving.generation_service import GenerationService
+from rtp_jax.serving.http_door import HttpDoor
+from rtp_jax.serving.metrics_endpoint import MetricsEndpoint, Probes
+from rtp_jax.serving.route_command import DESCRIPTOR, Plan, start
+from rtp_jax.serving.route_config import RouteConfig
+from rtp_jax.serving.routed import RoutedEngine
+from rtp_jax.serving.router_status import RouterStatusService, StatusSource
+from rtp_jax.serving.server import Server
+from rtp_jax.serving.status_page import metrics_of_router, pages_of
+
+CONFIG = RouteConfig(worker_silent_s=1.5, no_worker_s=1.0)
+
+
+@dataclass
+class RunningRouter:
+    """A router in its thread."""
+
+    engine: RoutedEngine
+    source: StatusSource
+    server: Server
+    http: HttpDoor
+    page: MetricsEndpoint
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.server.port}"
+
+    def run(self, coroutine):
+        """Run something on its loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def set_members(self, members) -> None:
+        """Say which workers there are."""
+
+        async def change() -> None:
+            self.engine.workers.set_members(members)
+
+        self.run(change())
+
+    def stop(self) -> None:
+        """End it, and everything that it opened."""
+        self.page.close()
+        self.run(self.http.stop())
+        self.run(self.server.stop(0))
+        self.run(self.engine.workers.close())
+        self.run(asyncio.sleep(0.05))  # for calls that were cancelled to notice
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(30)
+        self.loop.close()
+
+
+def start_router(folder: Path, addresses: Sequence[str], **options: object) -> RunningRouter:
+    """Start a router over servers of the model named "fake" and wait until one is found."""
+    config = replace(CONFIG, workers=",".join(addresses), **options)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    plan = Plan(folder, "fake", "", config)
+
+    async def open_doors() -> RunningRouter:
+        source, metrics = StatusSource(), Metrics(model_name="fake")
+        metrics_of_router(source, metrics.registry)
+        served = ServerConfig(port=0, http_port=0)
+        service = GenerationService(served, routes=True)
+        server = Server(served, service, metrics, [(RouterStatusService(source), DESCRIPTOR)])
+        await server.start()
+        http = HttpDoor(served, service, server.health, metrics)
+        await http.start(grace_s=0.5)
+        service.engine = engine = await start(plan, source)
+        await server.health.say(True, "")
+        probes = Probes(lambda: "", lambda: "")
+        page = MetricsEndpoint("127.0.0.1", 0, metrics.registry, probes, pages_of(source))
+        return RunningRouter(engine, source, server, http, page, loop, thread)
+
+    return asyncio.run_coroutine_threadsafe(open_doors(), loop).result(30)

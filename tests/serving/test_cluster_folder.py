@@ -1,0 +1,366 @@
+"""Who holds a cluster, what is asked of it, and who runs it on this machine."""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+
+from rtp_jax.environment import cluster_states
+from rtp_jax.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from rtp_jax.serving.cluster import folder as folder_module
+from rtp_jax.serving.cluster import processes as processes_module
+from rtp_jax.serving.cluster import running as running_module
+from rtp_jax.serving.cluster import tied
+from rtp_jax.serving.cluster.command import COLUMNS
+from rtp_jax.serving.cluster.controller import Wanted
+from rtp_jax.serving.cluster.folder import Folder, running, the_one
+from rtp_jax.serving.cluster.processes import LocalSupervisor, Machine, OwnedProcess
+from rtp_jax.serving.cluster.ray_actors import check_reach
+from rtp_jax.serving.cluster.spec import Resources
+from rtp_jax.serving.cluster.supervisor import Launch, NoRoomYet, Phase
+from rtp_jax.serving.main import main
+from tests.serving.test_membership import until
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Leave the handlers of signals as they were."""
+    before = {number: signal.getsignal(number) for number in running_module.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = Folder(tmp_path, "demo")
+    made.make()
+    return made
+
+
+def test_a_cluster_is_held_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "LOCK_S", 0.1)
+    assert not folder.alive
+    with folder.held():
+        assert folder.alive
+        assert running(tmp_path) == ["demo"]
+        assert the_one(tmp_path, None).path == folder.path
+        with pytest.raises(AlreadyExists, match="RTPJ-5621 CLUSTER_RUNNING"), folder.held():
+            pass
+    assert not folder.alive
+    with folder.held():
+        pass
+
+
+def test_a_cluster_that_is_not_up_is_named(folder, tmp_path):
+    for name in ("demo", "other", None):
+        with pytest.raises(NotFound, match="RTPJ-5622 CLUSTER_NOT_RUNNING"):
+            the_one(tmp_path, name)
+    two = Folder(tmp_path, "two")
+    two.make()
+    with folder.held(), two.held(), pytest.raises(NotFound, match="demo, two"):
+        the_one(tmp_path, None)
+    assert running(tmp_path / "absent") == []
+
+
+def test_the_folder_is_for_its_user_alone(tmp_path):
+    (tmp_path / "demo").mkdir(mode=0o755)
+    made = Folder(tmp_path, "demo")
+    made.make()
+    assert made.path.stat().st_mode & 0o777 == made.logs.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FailedPrecondition, match=r"RTPJ-5628 STATE_FOLDER_UNSAFE.* is a link"):
+        Folder(tmp_path, "link").make()
+
+
+@pytest.mark.parametrize("error", [None, PermissionError("no"), OSError("not here")])
+def test_a_folder_that_stays_open_to_others_is_refused(tmp_path, monkeypatch, error):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo").chmod(0o777)
+
+    def chmod(self, mode):
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(folder_module.Path, "chmod", chmod)
+    with pytest.raises(FailedPrecondition, match=r"RTPJ-5628.*cannot be kept from others"):
+        Folder(tmp_path, "demo").make()
+
+
+def test_what_is_asked_and_reported_is_read(folder):
+    assert folder.status() == {}
+    for wanted in (Wanted({"w": 3}, down=True), Wanted({"w": 0}, num_restarts=2)):
+        folder.want(wanted)
+        assert folder.wanted() == wanted
+    folder.report({"ready": True})
+    assert folder.status() == {"ready": True}
+    folder.forget()
+    assert folder.status() == {}
+
+
+MACHINE = Machine(cpus=2, gpus=("2", "5"), memory=1000)
+
+
+def launch(name: str, **resources) -> Launch:
+    return Launch(
+        name,
+        ("info", "nothing-like-it"),
+        Resources(**{"cpus": 0.0} | resources),
+        0,
+        {"SEEN_BY_TEST": "yes"},
+    )
+
+
+@pytest.mark.parametrize("asked", [{"cpus": 1.5}, {"gpus": 2}, {"memory": 600}])
+def test_more_than_the_machine_has_is_refused(tmp_path, asked):
+    supervisor = LocalSupervisor(tmp_path, MACHINE)
+    life = supervisor.start(launch("a", **asked))
+    with pytest.raises(FailedPrecondition, match=f"RTPJ-5624 NO_ROOM_HERE.*{next(iter(asked))}"):
+        supervisor.start(launch("b", **asked))
+    life.end()
+    with pytest.raises(NoRoomYet, match=f"b waits for {next(iter(asked))}"):
+        supervisor.start(launch("b", **asked))
+    twice = {name: 2 * number for name, number in asked.items()}
+    with pytest.raises(FailedPrecondition, match="RTPJ-5624 NO_ROOM_HERE"):
+        supervisor.start(launch("b", **twice))  # whoever ends
+    life.kill()
+    supervisor.start(launch("b", **asked)).kill()
+
+
+def test_gpus_are_those_that_were_left_to_us(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f,")
+    assert Machine.this().gpus == ("3", "GPU-8f")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert Machine.this().gpus == ()
+
+
+def test_gpus_are_handed_out_by_name(tmp_path, monkeypatch):
+    given = []
+
+    class Process(OwnedProcess):
+        def __init__(self, arguments, environment, log):
+            given.append(environment["CUDA_VISIBLE_DEVICES"])
+            assert environment["SEEN_BY_TEST"] == "yes"
+            super().__init__(arguments, environment, log)
+
+    monkeypatch.setattr("rtp_jax.serving.cluster.processes.OwnedProcess", Process)
+    supervisor = LocalSupervisor(tmp_path, MACHINE)
+    first = supervisor.start(launch("a", gpus=1))
+    second = supervisor.start(launch("b", gpus=1))
+    first.kill()
+    third = supervisor.start(launch("c", gpus=1))
+    none = supervisor.start(launch("d"))
+    for life in (second, third, none):
+        life.kill()
+    assert given == ["2", "5", "2", ""]
+
+
+def test_a_process_leaves_its_last_words_code_and_log(tmp_path):
+    (tmp_path / "a.log").write_text("of the life before")
+    life = LocalSupervisor(tmp_path, MACHINE).start(launch("a"))
+    until(lambda: life.look().phase == Phase.ENDED, 60)
+    seen = life.look()
+    assert seen.code != 0
+    assert "RTPJ-" in seen.last_words[-1]
+    life.kill()
+    assert "RTPJ-" in (tmp_path / "a.log").read_text()
+    assert (tmp_path / "a.before.log").read_text() == "of the life before"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_process_is_heard_although_its_log_cannot_be_written(tmp_path, monkeypatch):
+    full = lambda _: Path("/dev/full").open("wb", buffering=0)  # noqa: E731, SIM115
+    for log, fresh in ((tmp_path / "full", full), (tmp_path / "absent" / "log", None)):
+        if fresh:
+            monkeypatch.setattr(processes_module, "_fresh", fresh)
+        process = OwnedProcess(["info", "nothing-like-it", "--port", "0"], {}, log)
+        until(lambda process=process: process.look().phase == Phase.ENDED, 60)
+        assert "RTPJ-" in process.look().last_words[-1]
+        process.kill()
+        monkeypatch.undo()
+
+
+def test_only_a_ray_that_asks_for_tokens_may_be_reached():
+    check_reach(["127.0.0.1", "::1"], has_token=False, insecure=False)
+    check_reach(["10.0.0.1"], has_token=True, insecure=False)
+    check_reach(["10.0.0.1"], has_token=False, insecure=True)
+    with pytest.raises(InvalidArgument, match=r"RTPJ-5627 RAY_EXPOSED.*10\.0\.0\.1"):
+        check_reach(["127.0.0.1", "10.0.0.1"], has_token=False, insecure=False)
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    state = ["--state", str(tmp_path)]
+    for words in (["status", *state], [*state, "status"]):
+        assert main(["cluster", *words]) == 1
+        assert "RTPJ-5622" in capsys.readouterr().err
+    assert main(["cluster", "up", str(tmp_path / "absent.yaml"), *state]) == 2
+    assert "RTPJ-5620" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["cluster", "explode"])
+    made = Folder(tmp_path, "demo")
+    made.make()
+    columns = dict.fromkeys((*COLUMNS, "pages", "error"), "")
+    replica = columns | {"name": "w-0", "state": "serving", "last_words": []}
+    waiting = columns | {"name": "w-1", "state": "waiting", "last_words": ["no memory"]}
+    replicas = [replica | {"error": "RTPJ-5201 no token"}, waiting]
+    status = {"name": "demo", "wanted": {"w": 1}, "replicas": replicas, "ready": True}
+    status |= {"model": "m", "backend": "local", "down": False}
+    with made.held():
+        made.want(Wanted({"w": 1}))
+        made.report(status)
+        assert main(["cluster", "scale", "w:3", *state]) == 2
+        assert main(["cluster", "scale", "v=3", *state]) == 2
+        assert "RTPJ-5623" in capsys.readouterr().err
+        assert main(["cluster", "scale", "w=20000", *state]) == 2
+        assert "N at most 10000" in capsys.readouterr().err
+        assert main(["cluster", "status", *state]) == 0
+        said = capsys.readouterr().out
+        assert "cluster demo of m (local): w=1" in said
+        assert "w-0 serves and does not say who it is: RTPJ-5201 no token" in said
+        assert "w-1 waits to start: no memory" in said
+        assert main(["cluster", "status", "--json", *state]) == 0
+        assert json.loads(capsys.readouterr().out) == status
+
+
+def test_a_state_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "c.yaml").write_text("{model: rtp-tiny, groups: [{name: w}]}")
+    for more in ([], ["--detach"]):
+        words = [str(tmp_path / "c.yaml"), "--state", str(tmp_path / "file"), *more]
+        assert main(["cluster", "up", *words]) == 1
+        assert "RTPJ-5631 STATE_FOLDER_UNUSABLE" in capsys.readouterr().err
+
+
+def test_what_is_advised_names_the_folder_if_it_is_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Folder(cluster_states(), "demo").flags == "--name demo"
+    other = Folder(tmp_path / "my state", "demo")
+    assert other.flags == f"--name demo --state '{tmp_path}/my state'"
+    other.make()
+    with other.held(), pytest.raises(AlreadyExists) as refused, other.held():
+        pass
+    assert other.flags in str(refused.value)
+
+
+@pytest.fixture
+def scaled(folder, tmp_path):
+    """A cluster that is held and serves; `scaled(words)` runs a command in a thread."""
+    status = {"name": "demo", "wanted": {"w": 1}, "replicas": [], "ready": True, "down": False}
+    status |= {"model": "m", "backend": "local", "num_restarts": 0, "rolling": False}
+    folder.want(Wanted({"w": 1}))
+    folder.report(status)
+    with folder.held(), ThreadPoolExecutor(1) as threads:
+        state = ["--state", str(tmp_path)]
+        yield status, lambda *words: threads.submit(main, ["cluster", *words, *state])
+        folder.want(Wanted({"w": 99}))  # whoever still waits ends
+
+
+def test_two_restarts_at_once_both_end(scaled, folder):
+    status, command = scaled
+    code = command("restart")
+    until(lambda: folder.wanted().num_restarts == 1)
+    folder.want(Wanted({"w": 1}, num_restarts=2))  # somebody else's, before the controller looks
+    folder.report(status | {"num_restarts": 2, "rolling": True})
+    time.sleep(0.3)
+    assert not code.done()
+    folder.report(status | {"num_restarts": 2})
+    assert code.result(10) == 0
+
+
+def test_scale_goes_by_what_is_wanted_and_ends_when_somebody_wants_something_else(
+    scaled, folder, capsys
+):
+    _, command = scaled
+    folder.want(Wanted({"w": 2, "v": 5}))  # the report is older
+    code = command("scale", "w=3")
+    until(lambda: folder.wanted().counts == {"w": 3, "v": 5})
+    folder.want(Wanted({"w": 4, "v": 5}))
+    assert code.result(10) == 1
+    assert "RTPJ-5629 CLUSTER_INCOMPLETE" in capsys.readouterr().err
+
+
+def test_processes_end_with_the_pipe_of_who_started_them(tmp_path):
+    arguments = ["route", "rtp-tiny", "--worker", "127.0.0.1:1", "--port", "0"]
+    process = OwnedProcess(arguments, {}, tmp_path / "log")
+    until(lambda: process.look().address, 60)
+    process._popen.stdin.close()
+    until(lambda: process.look().phase == Phase.ENDED, 60)
+    assert process.look().code == 0
+    process.kill()
+
+
+@pytest.mark.parametrize(("said", "signals"), [(b"", ["SIGTERM", "SIGKILL"]), (b"d", ["SIGKILL"])])
+def test_what_drains_already_is_not_told_again_when_its_starter_dies(monkeypatch, said, signals):
+    sent = []
+    monkeypatch.setattr(tied.os, "kill", lambda pid, number: sent.append(number.name))
+    monkeypatch.setattr(tied.time, "sleep", sent.append)
+    reader, writer = os.pipe()
+    os.write(writer, said)
+    os.close(writer)
+    tied.watch(reader)
+    os.close(reader)
+    assert [each for each in sent if isinstance(each, str)] == signals
+    assert sent[-2:] == [tied.LONGEST_DRAIN_S, "SIGKILL"]
+
+
+def test_a_process_is_told_once_to_end_and_says_so_in_the_pipe(tmp_path):
+    arguments = ["route", "rtp-tiny", "--worker", "127.0.0.1:1", "--port", "0"]
+    process, sent = OwnedProcess(arguments, {}, tmp_path / "log"), []
+    until(lambda: process.look().address, 60)
+    send = process._popen.send_signal
+    process._popen.send_signal = lambda number: (sent.append(number), send(number))
+    for _ in range(2):
+        process.end()
+    process._popen.stdin.close()  # as if we died
+    until(lambda: process.look().phase == Phase.ENDED, 60)
+    assert process.look().code == 0
+    assert sent == [signal.SIGTERM]
+    assert "a second signal" not in (tmp_path / "log").read_text()
+    process.kill()
+
+
+def test_a_controller_goes_on_with_what_it_understood(folder):
+    said, steps = [], []
+
+    class Stub:
+        """A controller that notes what is wanted, and ends with the fifth step."""
+
+        wanted = Wanted({"w": 1})
+        spec = SimpleNamespace(name="demo", model="m", backend="local")
+        replicas: ClassVar[list] = []
+        ready = True
+        gone = rolling = False
+
+        def step(self, now_s):
+            steps.append(self.wanted)
+            if len(steps) == 1:
+                folder._wanted.write_text("{")
+            if len(steps) == 2:
+                folder.want(Wanted({"v": 9}))
+            if len(steps) == 3:
+                folder.want(Wanted({"w": 2}, down=True))
+            if len(steps) == 4:
+                folder.want(Wanted({"w": 3}))  # of a `scale` that had read what was before `down`
+            if len(steps) == 3:
+                raise OSError("no space left")
+            self.gone = len(steps) == 5
+
+    folder.want(Wanted({"w": 1}))
+    running_module._Loop(Stub(), folder, said.append).run()
+    assert steps == [Wanted({"w": 1})] * 3 + [
+        Wanted({"w": 2}, down=True),
+        Wanted({"w": 3}, down=True),
+    ]
+    assert folder.status()["wanted"] == {"w": 3}
+    words = "\n".join(said)
+    assert "what is wanted cannot be read" in words
+    assert "['v'] are wanted" in words
+    assert "the system refuses: no space left" in words
+    assert said[-1] == "everything has ended"

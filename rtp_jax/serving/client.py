@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rtp_jax.errors import RtpError, Unavailable
+from rtp_jax.errors import Cancelled, RtpError, Unavailable
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client_messages import (
@@ -60,6 +60,7 @@ class Client:
         self._channels = channels
         self._stubs = [GenerationStub(each) for each in channels]
         self._metadata = call_metadata(token)
+        self._closed = False
 
     def __enter__(self) -> "Client":
         return self
@@ -69,6 +70,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls that run are cancelled."""
+        self._closed = True
         for channel in self._channels:
             channel.close()
 
@@ -93,7 +95,7 @@ class Client:
         while True:
             timeout_s, stub = call_timeout_s(received.timeout_s), self._stubs[0]
             try:
-                with _raising():
+                with self._raising():
                     answer = stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
                     return output_of(answer, prompt)
             except RtpError as error:
@@ -112,7 +114,7 @@ class Client:
             timeout_s, stub = call_timeout_s(received.timeout_s), self._stubs[0]
             call = stub.GenerateStream(request, timeout=timeout_s, metadata=self._metadata)
             try:
-                with _raising(), contextlib.closing(_Cancelling(call)):
+                with self._raising(), contextlib.closing(_Cancelling(call)):
                     for frame in call:
                         if (new := received.take(frame)) is not None:
                             yield output_of(new, prompt)
@@ -156,7 +158,7 @@ class Client:
         """Ask for the server's health."""
         stub = health_pb2_grpc.HealthStub(self._channels[0])
         check = stub.Check  # pyright: ignore[reportAttributeAccessIssue]
-        with _raising():
+        with self._raising():
             answer = check(health_pb2.HealthCheckRequest(), metadata=self._metadata)
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -178,7 +180,7 @@ class Client:
         for left in reversed(range(len(self._stubs))):
             stub = self._stubs[0]
             try:
-                with _raising():
+                with self._raising():
                     return getattr(stub, method)(
                         request, timeout=call_timeout_s(timeout_s), metadata=self._metadata
                     )
@@ -202,6 +204,19 @@ class Client:
         if self._stubs[0] is stub:
             self._stubs.append(self._stubs.pop(0))
 
+    @contextlib.contextmanager
+    def _raising(self) -> Iterator[None]:
+        """Raise grpc's errors as ours."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            if self._closed:
+                raise Cancelled(
+                    "RTPJ-5112 CLIENT_CLOSED: the client was closed while a call ran. Keep it open"
+                    " until its calls have ended."
+                ) from error
+            raise error_of(error) from error
+
 
 def partial_output(error: RtpError) -> RequestOutput | None:
     """Return what had been generated before an error that a client raised, if anything."""
@@ -211,15 +226,6 @@ def partial_output(error: RtpError) -> RequestOutput | None:
     if detail is None or not detail.HasField("partial"):
         return None
     return output_of(detail.partial, None)
-
-
-@contextlib.contextmanager
-def _raising() -> Iterator[None]:
-    """Raise grpc's errors as ours."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise error_of(error) from error
 
 
 class _Cancelling:

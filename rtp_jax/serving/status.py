@@ -123,7 +123,10 @@ def error_of(call: RpcError | aio.AioRpcError) -> RtpError:
                 f"RTPJ-5102 CALL_TIMED_OUT: {words}. Allow more time with timeout_s."
             )
         case StatusCode.CANCELLED:
-            return errors.Cancelled(f"RTPJ-5103 CALL_CANCELLED: {words}.")
+            return errors.Unavailable(
+                f"RTPJ-5103 CALL_CUT: {words}. The server ended the call without an answer, as one"
+                " does that stops. Send the request again."
+            )
         case StatusCode.RESOURCE_EXHAUSTED:
             return errors.ResourceExhausted(
                 f"RTPJ-5104 MESSAGE_TOO_LARGE: {words}. Send less, or raise max_message_bytes."

@@ -1,5 +1,6 @@
 """The sampler takes the right token, in the right order of options, from each row alone."""
 
+import statistics
 import time
 
 import jax
@@ -82,7 +83,7 @@ def test_a_greedy_batch_costs_no_sort():
     assert all("cond/branch" in line for line in sorts)
     argmax = jax.jit(lambda x: jnp.argmax(x, axis=1)).lower(logits).compile()
     times = {"sampler": [], "argmax": []}
-    for _ in range(60):  # in turns, so that both see the same load; the fastest counts
+    for _ in range(30):  # in turns, so that both see the same load
         for name, call in (
             ("sampler", lambda: sampler(logits, *arguments)),
             ("argmax", lambda: argmax(logits)),
@@ -90,4 +91,6 @@ def test_a_greedy_batch_costs_no_sort():
             start = time.process_time()
             jax.block_until_ready(call())
             times[name].append(time.process_time() - start)
-    assert min(times["sampler"]) < 3 * min(times["argmax"]), times  # measured: 0.3; a sort: 40
+    # The fastest would not do: the time of a thread that still runs is not all counted yet.
+    sampler_s, argmax_s = (statistics.median(times[name]) for name in ("sampler", "argmax"))
+    assert sampler_s < 3 * argmax_s, times  # measured: 0.4; a sort: 40

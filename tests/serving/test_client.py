@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -91,6 +92,23 @@ def test_nobody_listens():
         client.model_info()
     with Client("127.0.0.1:1") as client, pytest.raises(errors.Unavailable, match="RTPJ-5108"):
         client.wait_until_serving(0.2)
+
+
+def test_a_server_that_stops_cuts_its_calls_and_another_takes_them(servers):
+    first, second = servers.start(), servers.start()
+    params = SamplingParams(max_tokens=60)
+    with (
+        Client(first.address) as one,
+        Client([first.address, second.address]) as both,
+        ThreadPoolExecutor() as pool,
+    ):
+        alone, moved = (pool.submit(each.generate, "slow", params) for each in (one, both))
+        while len(first.engine.live) < 2:
+            time.sleep(0.01)
+        first.run(first.server.stop(0))
+        with pytest.raises(errors.Unavailable, match=r"RTPJ-510[13]"):
+            alone.result(30)
+        assert moved.result(30).outputs[0].finish_reason == "length"
 
 
 def test_what_cannot_be_sent_is_said_at_the_call(client):

@@ -125,7 +125,7 @@ def test_a_disconnect_ends_its_requests(running):
     client.close()
     assert ended(running)
     for stream in streams:
-        with pytest.raises(errors.Cancelled):
+        with pytest.raises(errors.Cancelled, match="RTPJ-5112"):
             list(stream)
 
 

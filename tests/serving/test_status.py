@@ -92,7 +92,7 @@ def test_a_bad_field_is_named():
     [
         (grpc.StatusCode.UNAVAILABLE, errors.Unavailable, "RTPJ-5101"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded, "RTPJ-5102"),
-        (grpc.StatusCode.CANCELLED, errors.Cancelled, "RTPJ-5103"),
+        (grpc.StatusCode.CANCELLED, errors.Unavailable, "RTPJ-5103"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.ResourceExhausted, "RTPJ-5104"),
         (grpc.StatusCode.UNIMPLEMENTED, errors.Unimplemented, "RTPJ-5105"),
         (grpc.StatusCode.UNKNOWN, errors.Internal, "RTPJ-5106"),

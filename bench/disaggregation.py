@@ -1,15 +1,17 @@
 """Do sequences that decode notice long prompts?  Time per output token, idle and during a burst.
 
-    python -m bench.disaggregation MODEL [--prompt 2048] [--rounds 3] [--json FILE]
+    python -m bench.disaggregation MODEL [--prompt 2048] [--rounds 3] [--link MB/S] [--json FILE]
 
 One core is pinned to each worker.  Two arms, in turns: a decode worker with a prefill worker beside
 it, and one fused worker on one core.  A few streams decode; in the burst, long prompts of one token
 each arrive one after another for as long as they run.  TPOT of a stream is (last - first token) /
-(tokens - 1), on the reader's side; the gaps between its tokens are shown as well.
+(tokens - 1), on the reader's side; the gaps between its tokens are shown as well.  Figures are
+medians of rounds.
 
 Then: how much of the time that pages take to move is hidden behind the prefill?  The same prompt is
 pulled twice, page by page while it is computed, and at the end; what the first one takes longer
-than computing alone is not hidden.
+than computing alone is not hidden.  Over loopback a transfer is nothing but work for the core that
+computes; over a link (`bench/slow_link.py`), as between machines, it also takes time.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import grpc
 import numpy as np
 
 from bench.record import write_record
+from bench.slow_link import slow_link
 from rtp_jax import SamplingParams
 from rtp_jax.cache.page_identity import PageChain, PageIdentity
 from rtp_jax.page_record import KvLayout
@@ -46,7 +49,7 @@ from rtp_jax.wire.kv_pb2_grpc import KvTransferStub
 
 NUM_STREAMS = 4
 NUM_TOKENS = 128
-NUM_FETCHES = 3
+NUM_FETCHES = 15
 
 
 @dataclass
@@ -132,21 +135,28 @@ async def one_round(
 
 def interference(
     address: str, prefill_at: Sequence[str], length: int, rounds: int
-) -> dict[str, Gaps]:
-    """Run idle and busy rounds in turns; the first of each warms up."""
-    seen = {"idle": Gaps(), "burst": Gaps()}
+) -> dict[str, float]:
+    """Run idle and busy rounds in turns, the first of each to warm up; return medians of rounds."""
+    rows = []
     for number in range(rounds + 1):
-        for name, total in seen.items():
-            seed = 10_000 * (2 * number + (name == "burst"))
-            found = asyncio.run(one_round(address, prefill_at, length, seed, busy=name == "burst"))
-            if number:
-                total.tpot += found.tpot
-                total.between += found.between
-                total.prompts += found.prompts
-    return seen
+        idle, busy = (
+            asyncio.run(one_round(address, prefill_at, length, 20_000 * number + seed, busy=busy))
+            for seed, busy in ((0, False), (10_000, True))
+        )
+        rows.append(
+            {
+                "tpot_p99_idle_s": p99(idle.tpot),
+                "tpot_p99_burst_s": p99(busy.tpot),
+                "ratio": p99(busy.tpot) / p99(idle.tpot),
+                "gap_p99_idle_s": p99(idle.between),
+                "gap_p99_burst_s": p99(busy.between),
+                "long_prompts": busy.prompts,
+            }
+        )
+    return {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
 
 
-def hidden_share(address: str, length: int) -> dict[str, float]:
+def hidden_share(address: str, length: int, seed: int) -> dict[str, float]:
     """Compare pages that come while they are computed with pages that come at the end."""
     layout, key = _layout(address)
     peers = Peers(layout)
@@ -154,8 +164,8 @@ def hidden_share(address: str, length: int) -> dict[str, float]:
     shares, figures = [], []
     for number in range(NUM_FETCHES + 1):
         streamed, computed, moved = (
-            _streamed(peer, layout, key, length, 7000 + number),
-            *_one_after_the_other(peer, layout, key, length, 8000 + number),
+            _streamed(peer, layout, key, length, seed + number),
+            *_one_after_the_other(peer, layout, key, length, seed + 1000 + number),
         )
         if number:
             shares.append(1 - max(streamed - computed, 0.0) / moved)
@@ -245,39 +255,38 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of a long prompt")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-fused", action="store_true", help="leave out the fused worker")
+    parser.add_argument("--link", type=float, default=125, help="MB/s of a link; 125 is 1 Gbit/s")
     parser.add_argument("--json")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))[:2]
     longest = options.prompt + 512
     os.sched_setaffinity(0, {cores[-1]})  # the core that decodes is left alone
-    figures: dict[str, object] = {"prompt": options.prompt, "cores": len(cores)}
+    figures: dict[str, object] = {"prompt": options.prompt, "link_mb_s": options.link}
     with (
         worker(options.model, "decode", cores[0], longest) as decode,
         worker(options.model, "prefill", cores[-1], longest) as prefill,
     ):
         arms = {"two pools": interference(decode, [prefill], options.prompt, options.rounds)}
         os.sched_setaffinity(0, {cores[0]})  # whoever pulls is where a decode worker would be
-        figures["transfer"] = hidden_share(prefill, options.prompt)
+        transfers = {"loopback": hidden_share(prefill, options.prompt, 7000)}
+        with slow_link(prefill, options.link * 1e6) as address:
+            transfers["link"] = hidden_share(address, options.prompt, 9000)
         os.sched_setaffinity(0, {cores[-1]})
-    with worker(options.model, "both", cores[0], longest) as fused:
-        arms["fused"] = interference(fused, [], options.prompt, options.rounds)
-    for name, seen in arms.items():
-        idle, busy = p99(seen["idle"].tpot), p99(seen["burst"].tpot)
-        rows = {
-            "tpot_p99_idle_s": idle,
-            "tpot_p99_burst_s": busy,
-            "ratio": busy / idle,
-            "gap_p99_idle_s": p99(seen["idle"].between),
-            "gap_p99_burst_s": p99(seen["burst"].between),
-            "long_prompts": seen["burst"].prompts,
-        }
-        figures[name] = rows
+    if not options.no_fused:
+        with worker(options.model, "both", cores[0], longest) as fused:
+            arms["fused"] = interference(fused, [], options.prompt, options.rounds)
+    for name, row in arms.items():
+        figures[name] = row
         print(
-            f"{name:10} TPOT p99 idle {idle * 1e3:7.2f} ms  burst {busy * 1e3:7.2f} ms"
-            f"  ratio {busy / idle:5.2f}   gap p99 {rows['gap_p99_idle_s'] * 1e3:7.2f} ->"
-            f" {rows['gap_p99_burst_s'] * 1e3:7.2f} ms   {rows['long_prompts']} long prompts"
+            f"{name:10} TPOT p99 idle {row['tpot_p99_idle_s'] * 1e3:7.2f} ms"
+            f"  burst {row['tpot_p99_burst_s'] * 1e3:7.2f} ms  ratio {row['ratio']:5.2f}"
+            f"   gap p99 {row['gap_p99_idle_s'] * 1e3:7.2f} ->"
+            f" {row['gap_p99_burst_s'] * 1e3:7.2f} ms   {row['long_prompts']:g} long prompts"
         )
-    print("transfer  ", {name: round(value, 4) for name, value in figures["transfer"].items()})
+    figures["transfer"] = transfers
+    for name, found in transfers.items():
+        print(f"{name:10}", {what: round(value, 4) for what, value in found.items()})
     if options.json:
         write_record(options.json, "disaggregation", ("jax", "jaxlib", "grpcio"), figures)
 

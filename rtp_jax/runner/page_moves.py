@@ -199,13 +199,16 @@ class PageMover:
         """Make records of what was gathered: the body of the reading thread."""
         while (gathered := self._gathered.get()) is not None:
             try:
-                leaves = [np.asarray(leaf) for leaf in gathered.leaves]
+                leaves = [
+                    np.asarray(leaf).reshape(leaf.shape[0], -1).view(np.uint8)
+                    for leaf in gathered.leaves
+                ]
             except RuntimeError:  # the step before failed, and with it all that came after
                 for read in gathered.reads:
                     read.sink(None)
                 continue
             for row, read in enumerate(gathered.reads):
-                payload = b"".join(leaf[row].tobytes() for leaf in leaves)
+                payload = b"".join([leaf[row] for leaf in leaves])
                 read.sink(record_of(read.key, read.parent, read.packed, payload))
 
 

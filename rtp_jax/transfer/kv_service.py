@@ -232,7 +232,7 @@ def _giving(own: Prefiller, fetched: Sequence[int]) -> Giving | None:
 
 
 def _piece(record: PageRecord, start: int, end: int) -> pb.Page:
-    payload = bytes(memoryview(record.payload)[start:end])
+    payload = bytes(record.payload[start:end])  # the same bytes, if they are a whole page
     return pb.Page(key=record.key, digest=record.digest, payload=payload, offset=start)
 
 

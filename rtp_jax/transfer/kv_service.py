@@ -21,7 +21,9 @@ from rtp_jax.transfer.offers import Offer, Offers, PrefillAsk
 from rtp_jax.wire import kv_pb2 as pb
 
 logger = logging.getLogger(__name__)
-FRAME_BYTES = 2 << 20  # of payload; small enough that other streams of a connection get their turn
+# Of payload: small enough that other streams of a connection get their turn, and that the copies
+# which gRPC makes of a message stay in a cache (larger ones took twice as long).
+FRAME_BYTES = 1 << 20
 MAX_WAIT_S = 30.0
 MAX_DEADLINE_S = 24 * 3600.0
 MAX_SAID = 16

@@ -54,6 +54,7 @@ class Fleet:
         ]
         self.prefills, self.decodes = workers[:2], workers[2:]
         self.proxies = [stack.enter_context(FaultProxy(port)) for port in ports[:4]]
+        self.through_proxies = through_proxies
         known = self.proxies if through_proxies else workers
         to = [part for each in known for part in ("--worker", each.address)]
         to += ["--worker-silent-s", "1.5"]

@@ -259,7 +259,8 @@ def main() -> None:
     parser.add_argument("--link", type=float, default=125, help="MB/s of a link; 125 is 1 Gbit/s")
     parser.add_argument("--json")
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    every = os.sched_getaffinity(0)
+    cores = sorted(every)[:2]
     longest = options.prompt + 512
     os.sched_setaffinity(0, {cores[-1]})  # the core that decodes is left alone
     figures: dict[str, object] = {"prompt": options.prompt, "link_mb_s": options.link}
@@ -287,6 +288,7 @@ def main() -> None:
     figures["transfer"] = transfers
     for name, found in transfers.items():
         print(f"{name:10}", {what: round(value, 4) for what, value in found.items()})
+    os.sched_setaffinity(0, every)
     if options.json:
         write_record(options.json, "disaggregation", ("jax", "jaxlib", "grpcio"), figures)
 

@@ -31,7 +31,7 @@ END_S = 2.0
 MAX_REASON_CHARS = 400
 FIRST_REST_S, LONGEST_REST_S = 0.5, 30.0
 MAX_PEERS = 64
-MAX_MESSAGE_BYTES = 8 << 20  # a frame of 2 MiB, its token ids and keys
+MAX_MESSAGE_BYTES = 8 << 20  # a frame of 1 MiB, its token ids and keys
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

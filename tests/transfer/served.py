@@ -180,12 +180,27 @@ def refusal(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     raise AssertionError("the call was answered")
 
 
-def pulled(peers: Peers, want: Ask, *addresses: str, **patience) -> Pulled:
-    """Pull, and check each page that is handed on against the one that every worker has."""
+def pulled(
+    peers: Peers,
+    want: Ask,
+    *addresses: str,
+    on_page: Callable[[int], None] = lambda page: None,
+    **patience,
+) -> Pulled:
+    """Pull, and check each page that is handed on against the one that every worker has.
+
+    Args:
+      peers: of whoever pulls.
+      want: the pages.
+      addresses: whom to ask.
+      on_page: called with the number of each page that has come.
+      patience: options of `Pull`.
+    """
     chain, at = chain_of(want.token_ids), want.first_page
     pull = Pull(want, peers.at(addresses), Stop(), **patience)
     for record in pull.records():
         assert record == record_at(chain, at)
+        on_page(at)
         at += 1
     assert pull.result.num_pages == at - want.first_page
     return pull.result

@@ -112,7 +112,7 @@ def test_another_layout_is_refused_at_the_handshake(peers, start):
     assert other.fingerprint.hex() in failure
     assert "model_epoch 'weights-2' here and 'weights-1' there" in failure
     assert "KV_LAYOUT_DIFFERS" in pulled(peers, wanted(3), server.address).failures[0]
-    assert {name for name, _ in server.metrics.rpcs} == {"Hello"}
+    assert until(lambda: {name for name, _ in server.metrics.rpcs} == {"Hello"})
 
 
 def test_whoever_skips_the_handshake_is_refused_too(start):
@@ -261,10 +261,12 @@ def test_a_bad_network_costs_time_and_never_a_wrong_page(peers, start, kind):
 def test_a_connection_that_was_reset_goes_on_where_it_broke(peers, start):
     server = start(frame_bytes=1500, gap_s=0.02, lease_s=1.0)
     with FaultProxy(server.port) as proxy:
-        timer = threading.Timer(0.15, proxy.reset_all)
-        timer.start()
-        result = pulled(peers, wanted(15), proxy.address)
-        timer.join()
+
+        def reset_once(page: int) -> None:
+            if page == 5:
+                proxy.reset_all()
+
+        result = pulled(peers, wanted(15), proxy.address, on_page=reset_once)
     assert (result.num_pages, result.failures) == (15, [])
     assert result.num_broken == 1
     assert server.prefiller.offers.counts.opened == 1

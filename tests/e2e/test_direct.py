@@ -15,11 +15,12 @@ from tests.e2e.test_disaggregation import ONE_PROGRAM, check_tokens, fetched_tok
 from tests.engine.workload import cases, small_engine
 
 DIRECT = {"kv_transport": "jax"}
+ELSEWHERE = {"kv_transport_host": "127.0.0.2"}  # where nobody serves
 
 
 @pytest.fixture(scope="module")
 def pair(tiny_model, program_cache):
-    with started_pair(tiny_model, program_cache, **DIRECT) as made:
+    with started_pair(tiny_model, program_cache, of_prefill=ELSEWHERE, **DIRECT) as made:
         yield made
 
 
@@ -123,7 +124,7 @@ def test_a_worker_that_stops_dies_or_is_born_again_costs_time_only(
 @pytest.mark.parametrize("seed", range(10))
 def test_a_worker_killed_at_any_time_costs_time_only(pair, tiny_model, program_cache, seed):
     before = pair.decode.metrics.direct_pages
-    with prefill_process(tiny_model, program_cache, **DIRECT) as (process, address):
+    with prefill_process(tiny_model, program_cache, **DIRECT, **ELSEWHERE) as (process, address):
         timer = threading.Timer(0.03 * seed, process.kill)
         timer.start()
         check_tokens(pair, long_cases(16, seed=seed, length=280), [address, pair.address])

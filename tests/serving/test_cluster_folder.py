@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -284,6 +286,39 @@ def test_scale_goes_by_what_is_wanted_and_ends_when_somebody_wants_something_els
     folder.want(Wanted({"w": 4, "v": 5}))
     assert code.result(10) == 1
     assert "RTPJ-5629 CLUSTER_INCOMPLETE" in capsys.readouterr().err
+
+
+def test_scaling_two_groups_at_once_scales_both(scaled, folder, tmp_path):
+    status, command = scaled
+    folder.want(Wanted({"w": 1, "v": 1}))
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slowly(wanted: Wanted) -> Wanted:
+        entered.set()
+        assert go_on.wait(10)
+        return replace(wanted, counts={**wanted.counts, "v": 4})
+
+    with ThreadPoolExecutor(1) as others:
+        other = others.submit(Folder(tmp_path, "demo").change, slowly)
+        assert entered.wait(10)
+        code = command("scale", "w=3")
+        with pytest.raises(AssertionError, match="never happened"):
+            until(lambda: folder.wanted().counts["w"] == 3, 0.3)  # while somebody changes it
+        go_on.set()
+        assert other.result(10).counts == {"w": 1, "v": 4}
+    until(lambda: folder.wanted().counts == {"w": 3, "v": 4})
+    folder.report(status | {"wanted": {"w": 3, "v": 4}})
+    assert code.result(10) == 0
+
+
+def test_many_who_change_what_is_wanted_wait_for_each_other(folder):
+    def restart(_: int) -> None:
+        folder.change(lambda wanted: replace(wanted, num_restarts=wanted.num_restarts + 1))
+
+    folder.want(Wanted({"w": 1}))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(restart, range(200)))
+    assert folder.wanted().num_restarts == 200
 
 
 def test_processes_end_with_the_pipe_of_who_started_them(tmp_path):

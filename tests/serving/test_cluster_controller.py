@@ -100,6 +100,7 @@ def test_a_launch_says_role_model_options_and_port(run):
     router = run.routers.of("router-0").launch
     assert router.arguments == ("route", "rtp-tiny", "--members", "/m.yaml")
     assert router.port == 50050
+    assert router.port_wait_s == 30.0 + 15.0  # as long as the router of before may drain
     run.all_serve()
     port = int(run.routers.of("router-1").seen.address.split(":")[1])
     run.routers.of("router-1").die()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,24 @@ def test_more_than_the_machine_has_is_refused(tmp_path, asked):
         supervisor.start(launch("b", **twice))  # whoever ends
     life.kill()
     supervisor.start(launch("b", **asked)).kill()
+
+
+@pytest.mark.parametrize("flag", [None, "--http-port", "--metrics-port"])
+def test_who_listens_at_a_port_is_waited_for_and_not_for_ever(tmp_path, flag):
+    """A controller that is started again may find the routers of the one before still draining."""
+    supervisor = LocalSupervisor(tmp_path, MACHINE)
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        port = before.getsockname()[1]
+        wanted = replace(launch("router-0"), port_wait_s=60.0, **({} if flag else {"port": port}))
+        if flag:
+            wanted = replace(wanted, arguments=(*wanted.arguments, flag, str(port)))
+        for _ in range(2):
+            with pytest.raises(NoRoomYet, match=f"router-0 waits for port {port}"):
+                supervisor.start(wanted)
+        supervisor.start(replace(wanted, port_wait_s=0.0)).kill()  # it says itself what is wrong
+    supervisor.start(wanted).kill()
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(NoRoomYet):
+        supervisor.start(wanted)  # it waits anew
 
 
 def test_gpus_are_those_that_were_left_to_us(monkeypatch):

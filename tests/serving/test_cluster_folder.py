@@ -28,7 +28,7 @@ from rtp_jax.serving.cluster.ray_actors import check_reach
 from rtp_jax.serving.cluster.spec import Resources
 from rtp_jax.serving.cluster.supervisor import Launch, NoRoomYet, Phase
 from rtp_jax.serving.main import main
-from tests.serving.test_membership import until
+from tests.serving.routers import until
 
 
 @pytest.fixture(autouse=True)

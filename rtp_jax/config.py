@@ -227,7 +227,11 @@ class TransferConfig:
         "how bytes of pages travel: in grpc's messages, or by jax's transfer server, unencrypted",
         choices=("grpc", "jax"),
     )
-    kv_transport_host: str = knob("127.0.0.1", "where jax's transfer server listens, by number")
+    kv_transport_host: str = knob(
+        "127.0.0.1",
+        "where jax's transfer server listens, by number, as others are told; 0.0.0.0 or ::: the"
+        " address that this machine has on its way to others",
+    )
     kv_transport_bytes: int = knob(256 << 20, "bytes that may wait to be fetched from it", low=1)
     kv_transport_stuck: int = knob(
         4, "pulls that may be stuck before the worker drains and ends", low=1

@@ -22,6 +22,7 @@ from typing import Any
 from rtp_jax.cache.fetch import Fetch, Stage
 from rtp_jax.cache.rates import LinearCost
 from rtp_jax.cache.store_writer import StoreWriter
+from rtp_jax.cache.tiers.disk import DiskTier
 from rtp_jax.cache.tiers.host import HostTier
 from rtp_jax.cache.tiers.tier import Store, Tier, Wanted
 from rtp_jax.page_record import PageRecord, Sink
@@ -264,11 +265,16 @@ class Hierarchy:
         host, below = (*self.stores, None, None)[:2]
         if not isinstance(host, HostTier) or below is None:
             return
-        for record in host.newest():
+        reuse_of = self._limited
+        records = host.newest()
+        records = [r for r in records if reuse_of.get(r.key, EVERY_TIER).allows(below.name)]
+        if isinstance(below, DiskTier):
+            self.counters.tiers[below.name].pages_written += below.write_back(records, until_s)
+            return
+        for record in records:
             if time.monotonic() >= until_s:
                 return
-            reuse = self._limited.get(record.key, EVERY_TIER)
-            if reuse.allows(below.name) and not below.keeps(record.key):
+            if not below.keeps(record.key):
                 self._written(below, record, below.write(record))
 
     # ---- inside

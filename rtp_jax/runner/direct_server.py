@@ -13,10 +13,8 @@ and a message that it does not understand ends the process.  Read next: `transfe
 
 import contextlib
 import datetime
-import ipaddress
 import logging
 import secrets
-import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +25,7 @@ from rtp_jax.errors import FailedPrecondition
 from rtp_jax.kernels import compat
 from rtp_jax.late_imports import late
 from rtp_jax.transfer.direct import DirectFailed, Payload
+from rtp_jax.transfer.hosts import address_for_others
 from rtp_jax.weights.convert import aligned
 
 logger = logging.getLogger(__name__)
@@ -41,12 +40,14 @@ class JaxEnd:
     def __init__(self, host: str):
         """Listen on a free port of an address of this machine.
 
+        For 0.0.0.0 or :: that is the address on its way to others.  The server tells those who
+        connect where it listens, so it must not listen at an address that is another one there.
+
         Raises:
           FailedPrecondition: this jax cannot do it, or the address is not ours.
         """
-        self._spelled = f"[{host}]:0" if ":" in host else f"{host}:0"
-        if not _is_one_address(host):
-            raise unavailable(f"kv_transport_host={host} is not the number of one address")
+        self.host = _own_address(host)
+        self._spelled = _spelled(self.host, 0)
         try:
             self._device = jax.devices("cpu")[0]
             self._server: Any = self._started()
@@ -106,16 +107,14 @@ class JaxEnd:
         """Make a link; whether anybody is there shows when it is used.
 
         Raises:
-          DirectFailed: there is no such address.
+          DirectFailed: there is no such address, or this end is closed.
         """
+        server = self._server
+        if server is None:
+            raise DirectFailed("this end is closed")
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
-            address = f"[{found}]:{port}" if ":" in str(found) else f"{found}:{port}"
-            server = self._server
-            if server is None:
-                raise DirectFailed("this end is closed")
-            return JaxLink(server.connect(address), self._device)
-        except (OSError, RuntimeError) as error:
+            return JaxLink(server.connect(_spelled(host, port)), self._device)
+        except RuntimeError as error:
             raise DirectFailed(f"no link to {host}, port {port}: {error}") from error
 
     def close(self) -> None:
@@ -157,11 +156,19 @@ def unavailable(reason: str) -> FailedPrecondition:
     )
 
 
-def _is_one_address(host: str) -> bool:
+def _own_address(host: str) -> str:
     try:
-        return not ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+        return address_for_others(host)
+    except ValueError as error:
+        reason = f"kv_transport_host={host} is not the number of one address"
+        raise unavailable(reason) from error
+    except OSError as error:
+        reason = f"kv_transport_host={host}, and this machine has no way to others ({error})"
+        raise unavailable(f"{reason}: name one of its addresses") from error
+
+
+def _spelled(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _in(seconds: float) -> datetime.datetime:

@@ -4,7 +4,6 @@ Read next: `door.py` for what happens around a call, `worker.py` for how it star
 """
 
 import contextlib
-import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from rtp_jax.serving.door import SERVICE, Door, Service
 from rtp_jax.serving.generation_service import GenerationService
 from rtp_jax.serving.health import Health
 from rtp_jax.serving.served import transfer_of
+from rtp_jax.transfer.hosts import is_loopback
 from rtp_jax.transfer.kv_service import FRAME_BYTES, KvService
 from rtp_jax.wire import kv_pb2
 
@@ -133,16 +133,6 @@ def check_reach(config: ServerConfig) -> None:
             " and there is no TLS. Set tls_cert and tls_key, or insecure=true, or host=127.0.0.1.",
             field="host",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: somebody else decides where it leads
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:

@@ -4,7 +4,6 @@ A request that names a prefill worker makes this one open a connection, so only 
 listed is asked: by default workers on this machine.
 """
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import grpc
 from rtp_jax.errors import InvalidArgument
 from rtp_jax.page_record import KvLayout
 from rtp_jax.transfer.direct_take import Taking
+from rtp_jax.transfer.hosts import host_of, is_loopback
 from rtp_jax.transfer.peer import PeerAccess, Peers
 
 MAX_CANDIDATES = 8
@@ -33,8 +33,7 @@ def check_addresses(addresses: Sequence[str], allowed: str | None) -> tuple[str,
         found = ADDRESS.fullmatch(address) if isinstance(address, str) else None
         if found is None or not 0 < int(found[2]) < 1 << 16:
             raise _refused("has an entry that is not HOST:PORT")
-        host = found[1].strip("[]")
-        if not _is_allowed(address, host, allowed):
+        if not _is_allowed(address, host_of(address), allowed):
             raise _refused(
                 f"names {address}, which transfer_peers={allowed or 'workers of this machine'}"
                 " does not allow"
@@ -76,12 +75,7 @@ def _is_allowed(address: str, host: str, allowed: str | None) -> bool:
     if allowed is not None:
         entries = [entry.strip() for entry in allowed.split(",")]
         return "*" in entries or address in entries or host in entries
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: somebody else decides where it leads
+    return is_loopback(host)
 
 
 def _read(field: str, path: str) -> bytes:

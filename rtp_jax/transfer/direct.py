@@ -45,6 +45,11 @@ class DirectEnd(Protocol):
         """What must be equal on both sides."""
         ...
 
+    @property
+    def host(self) -> str:
+        """Where what it gives waits: an address by number."""
+        ...
+
     def give(self, array_id: int, payloads: Sequence[Payload], keep_s: float) -> int:
         """Hold bytes, end to end, until they are pulled or a sweep finds their time over.
 

@@ -34,12 +34,8 @@ class Giver:
 
     address: str  # HOST:PORT of its service
     epoch: str
-    port: int = 0  # where bytes wait, on the same host; each frame says it
-
-    @property
-    def host(self) -> str:
-        """Where both are."""
-        return self.address.rpartition(":")[0].strip("[]")
+    host: str  # where bytes wait; its greeting says it
+    port: int = 0  # ... and each frame says this
 
 
 class Wish(Protocol):
@@ -177,7 +173,7 @@ class Taking:
     def _link(self, giver: Giver) -> DirectLink:
         with self._changed:
             link = self._links.get(giver)
-        link = link or self.end.connect(giver.host, giver.port)  # a name may take time to look up
+        link = link or self.end.connect(giver.host, giver.port)
         with self._changed:
             link = self._links.setdefault(giver, link)
             self._links.move_to_end(giver)

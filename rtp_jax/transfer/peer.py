@@ -18,7 +18,7 @@ import grpc
 from rtp_jax.errors import InvalidArgument
 from rtp_jax.page_record import KvLayout
 from rtp_jax.transfer.carrier import ByLink, Carrier, InFrames
-from rtp_jax.transfer.direct_choice import greeting
+from rtp_jax.transfer.direct_choice import greeting, out_of_reach
 from rtp_jax.transfer.direct_take import Giver, Taking, Wish
 from rtp_jax.transfer.layout import differences, layout_message, layout_of
 from rtp_jax.wire import kv_pb2 as pb
@@ -132,8 +132,14 @@ class Peer:
 
     def _say_transport(self, answer: pb.HelloResponse) -> None:
         """Say, once for each answer, that pages come in frames although that was not wanted."""
-        if self._taking is None or answer.HasField("direct"):
+        if self._taking is None:
             return
+        if answer.HasField("direct"):
+            why = out_of_reach(self._taking.end, self.address, answer.direct)
+            if not why:
+                return
+            answer.ClearField("direct")
+            answer.no_direct = why
         if self._said != (said := answer.no_direct or "it knows no other way"):
             self._said = said
             logger.warning("pages of %s come by gRPC: %s", self.address, said)
@@ -143,7 +149,7 @@ class Peer:
         hello = self._hello
         if self._taking is None or hello is None or hello.epoch != epoch:
             return InFrames()
-        giver = Giver(self.address, epoch)
+        giver = Giver(self.address, epoch, hello.direct.host)
         if not (hello.HasField("direct") and self._taking.may_ask(giver)):
             return InFrames()
         return ByLink(self._taking, giver, self.layout.page_bytes, stop, fetched)

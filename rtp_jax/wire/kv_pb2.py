@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15rtp_jax/wire/kv.proto\x12\rrtp_jax.kv.v1\"~\n\x08KvLayout\x12\x0f\n\x07version\x18\x01 \x01(\r\x12&\n\x06groups\x18\x02 \x03(\x0b\x32\x16.rtp_jax.kv.v1.KvGroup\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x13\n\x0bmodel_epoch\x18\x04 \x01(\t\x12\x11\n\tkv_scheme\x18\x05 \x01(\t\"\\\n\x07KvGroup\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06scales\x18\x05 \x01(\x08\"#\n\x0f\x44irectTransport\x12\x10\n\x08protocol\x18\x01 \x01(\t\"g\n\x0cHelloRequest\x12\'\n\x06layout\x18\x01 \x01(\x0b\x32\x17.rtp_jax.kv.v1.KvLayout\x12.\n\x06\x64irect\x18\x02 \x01(\x0b\x32\x1e.rtp_jax.kv.v1.DirectTransport\"\x98\x01\n\rHelloResponse\x12\'\n\x06layout\x18\x01 \x01(\x0b\x32\x17.rtp_jax.kv.v1.KvLayout\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12.\n\x06\x64irect\x18\x04 \x01(\x0b\x32\x1e.rtp_jax.kv.v1.DirectTransport\x12\x11\n\tno_direct\x18\x05 \x01(\t\"\xa7\x01\n\x0cOfferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x12\n\nfirst_page\x18\x04 \x01(\r\x12\x12\n\ndeadline_s\x18\x05 \x01(\x01\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\x0c\x12\r\n\x05\x65poch\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\"i\n\rOfferResponse\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x11\n\tnum_pages\x18\x04 \x01(\r\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\";\n\x07OfferId\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x03 \x03(\x06\"s\n\x0bPullRequest\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\x12\x0e\n\x06\x64irect\x18\x05 \x01(\x08\x12\x0f\n\x07\x66\x65tched\x18\x06 \x03(\x06\"D\n\x04Page\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"v\n\tPageFrame\x12\x12\n\nfirst_page\x18\x01 \x01(\r\x12\"\n\x05pages\x18\x02 \x03(\x0b\x32\x13.rtp_jax.kv.v1.Page\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0e\n\x06\x64irect\x18\x04 \x01(\x06\x12\x13\n\x0b\x64irect_port\x18\x05 \x01(\r\"!\n\x0e\x45xtendResponse\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\"\r\n\x0b\x45ndResponse2\x8f\x03\n\nKvTransfer\x12\x42\n\x05Hello\x12\x1b.rtp_jax.kv.v1.HelloRequest\x1a\x1c.rtp_jax.kv.v1.HelloResponse\x12\x42\n\x05Offer\x12\x1b.rtp_jax.kv.v1.OfferRequest\x1a\x1c.rtp_jax.kv.v1.OfferResponse\x12>\n\x04Pull\x12\x1a.rtp_jax.kv.v1.PullRequest\x1a\x18.rtp_jax.kv.v1.PageFrame0\x01\x12?\n\x06\x45xtend\x12\x16.rtp_jax.kv.v1.OfferId\x1a\x1d.rtp_jax.kv.v1.ExtendResponse\x12\x39\n\x03\x41\x63k\x12\x16.rtp_jax.kv.v1.OfferId\x1a\x1a.rtp_jax.kv.v1.EndResponse\x12=\n\x07Release\x12\x16.rtp_jax.kv.v1.OfferId\x1a\x1a.rtp_jax.kv.v1.EndResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15rtp_jax/wire/kv.proto\x12\rrtp_jax.kv.v1\"~\n\x08KvLayout\x12\x0f\n\x07version\x18\x01 \x01(\r\x12&\n\x06groups\x18\x02 \x03(\x0b\x32\x16.rtp_jax.kv.v1.KvGroup\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x13\n\x0bmodel_epoch\x18\x04 \x01(\t\x12\x11\n\tkv_scheme\x18\x05 \x01(\t\"\\\n\x07KvGroup\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06scales\x18\x05 \x01(\x08\"1\n\x0f\x44irectTransport\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"g\n\x0cHelloRequest\x12\'\n\x06layout\x18\x01 \x01(\x0b\x32\x17.rtp_jax.kv.v1.KvLayout\x12.\n\x06\x64irect\x18\x02 \x01(\x0b\x32\x1e.rtp_jax.kv.v1.DirectTransport\"\x98\x01\n\rHelloResponse\x12\'\n\x06layout\x18\x01 \x01(\x0b\x32\x17.rtp_jax.kv.v1.KvLayout\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12.\n\x06\x64irect\x18\x04 \x01(\x0b\x32\x1e.rtp_jax.kv.v1.DirectTransport\x12\x11\n\tno_direct\x18\x05 \x01(\t\"\xa7\x01\n\x0cOfferRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\ncache_salt\x18\x03 \x01(\t\x12\x12\n\nfirst_page\x18\x04 \x01(\r\x12\x12\n\ndeadline_s\x18\x05 \x01(\x01\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\x0c\x12\r\n\x05\x65poch\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\"i\n\rOfferResponse\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\x0c\x12\x11\n\tnum_pages\x18\x04 \x01(\r\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\";\n\x07OfferId\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x0f\n\x07\x66\x65tched\x18\x03 \x03(\x06\"s\n\x0bPullRequest\x12\x10\n\x08offer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\x0e\n\x06wait_s\x18\x04 \x01(\x01\x12\x0e\n\x06\x64irect\x18\x05 \x01(\x08\x12\x0f\n\x07\x66\x65tched\x18\x06 \x03(\x06\"D\n\x04Page\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"v\n\tPageFrame\x12\x12\n\nfirst_page\x18\x01 \x01(\r\x12\"\n\x05pages\x18\x02 \x03(\x0b\x32\x13.rtp_jax.kv.v1.Page\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0e\n\x06\x64irect\x18\x04 \x01(\x06\x12\x13\n\x0b\x64irect_port\x18\x05 \x01(\r\"!\n\x0e\x45xtendResponse\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\"\r\n\x0b\x45ndResponse2\x8f\x03\n\nKvTransfer\x12\x42\n\x05Hello\x12\x1b.rtp_jax.kv.v1.HelloRequest\x1a\x1c.rtp_jax.kv.v1.HelloResponse\x12\x42\n\x05Offer\x12\x1b.rtp_jax.kv.v1.OfferRequest\x1a\x1c.rtp_jax.kv.v1.OfferResponse\x12>\n\x04Pull\x12\x1a.rtp_jax.kv.v1.PullRequest\x1a\x18.rtp_jax.kv.v1.PageFrame0\x01\x12?\n\x06\x45xtend\x12\x16.rtp_jax.kv.v1.OfferId\x1a\x1d.rtp_jax.kv.v1.ExtendResponse\x12\x39\n\x03\x41\x63k\x12\x16.rtp_jax.kv.v1.OfferId\x1a\x1a.rtp_jax.kv.v1.EndResponse\x12=\n\x07Release\x12\x16.rtp_jax.kv.v1.OfferId\x1a\x1a.rtp_jax.kv.v1.EndResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVGROUP']._serialized_start=168
   _globals['_KVGROUP']._serialized_end=260
   _globals['_DIRECTTRANSPORT']._serialized_start=262
-  _globals['_DIRECTTRANSPORT']._serialized_end=297
-  _globals['_HELLOREQUEST']._serialized_start=299
-  _globals['_HELLOREQUEST']._serialized_end=402
-  _globals['_HELLORESPONSE']._serialized_start=405
-  _globals['_HELLORESPONSE']._serialized_end=557
-  _globals['_OFFERREQUEST']._serialized_start=560
-  _globals['_OFFERREQUEST']._serialized_end=727
-  _globals['_OFFERRESPONSE']._serialized_start=729
-  _globals['_OFFERRESPONSE']._serialized_end=834
-  _globals['_OFFERID']._serialized_start=836
-  _globals['_OFFERID']._serialized_end=895
-  _globals['_PULLREQUEST']._serialized_start=897
-  _globals['_PULLREQUEST']._serialized_end=1012
-  _globals['_PAGE']._serialized_start=1014
-  _globals['_PAGE']._serialized_end=1082
-  _globals['_PAGEFRAME']._serialized_start=1084
-  _globals['_PAGEFRAME']._serialized_end=1202
-  _globals['_EXTENDRESPONSE']._serialized_start=1204
-  _globals['_EXTENDRESPONSE']._serialized_end=1237
-  _globals['_ENDRESPONSE']._serialized_start=1239
-  _globals['_ENDRESPONSE']._serialized_end=1252
-  _globals['_KVTRANSFER']._serialized_start=1255
-  _globals['_KVTRANSFER']._serialized_end=1654
+  _globals['_DIRECTTRANSPORT']._serialized_end=311
+  _globals['_HELLOREQUEST']._serialized_start=313
+  _globals['_HELLOREQUEST']._serialized_end=416
+  _globals['_HELLORESPONSE']._serialized_start=419
+  _globals['_HELLORESPONSE']._serialized_end=571
+  _globals['_OFFERREQUEST']._serialized_start=574
+  _globals['_OFFERREQUEST']._serialized_end=741
+  _globals['_OFFERRESPONSE']._serialized_start=743
+  _globals['_OFFERRESPONSE']._serialized_end=848
+  _globals['_OFFERID']._serialized_start=850
+  _globals['_OFFERID']._serialized_end=909
+  _globals['_PULLREQUEST']._serialized_start=911
+  _globals['_PULLREQUEST']._serialized_end=1026
+  _globals['_PAGE']._serialized_start=1028
+  _globals['_PAGE']._serialized_end=1096
+  _globals['_PAGEFRAME']._serialized_start=1098
+  _globals['_PAGEFRAME']._serialized_end=1216
+  _globals['_EXTENDRESPONSE']._serialized_start=1218
+  _globals['_EXTENDRESPONSE']._serialized_end=1251
+  _globals['_ENDRESPONSE']._serialized_start=1253
+  _globals['_ENDRESPONSE']._serialized_end=1266
+  _globals['_KVTRANSFER']._serialized_start=1269
+  _globals['_KVTRANSFER']._serialized_end=1668
 # @@protoc_insertion_point(module_scope)

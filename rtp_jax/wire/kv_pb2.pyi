@@ -35,10 +35,12 @@ class KvGroup(_message.Message):
     def __init__(self, layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[str] = ..., scales: _Optional[bool] = ...) -> None: ...
 
 class DirectTransport(_message.Message):
-    __slots__ = ("protocol",)
+    __slots__ = ("protocol", "host")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     protocol: str
-    def __init__(self, protocol: _Optional[str] = ...) -> None: ...
+    host: str
+    def __init__(self, protocol: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
 
 class HelloRequest(_message.Message):
     __slots__ = ("layout", "direct")

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from rtp_jax.cache.hierarchy import Hierarchy, HierarchyOptions
 from rtp_jax.cache.tiers.disk import DiskTier
 from rtp_jax.cache.tiers.host import OVERHEAD, HostTier
+from rtp_jax.cache.tiers.record_bytes import size_of
 from rtp_jax.request import Reuse
 from tests.cache.tiers.pages import NEVER, ROOT, key_of, record, wanted
 from tests.scheduler.deferred import Deferred
@@ -245,9 +246,9 @@ def test_a_clean_end_writes_what_only_host_memory_has(tmp_path):
 
 def test_the_most_useful_pages_are_written_while_there_is_time(tmp_path):
     class Slow(DiskTier):
-        def write(self, record):
+        def _write_file(self, *file):
             time.sleep(0.03)
-            return super().write(record)
+            super()._write_file(*file)
 
     stores = [HostTier(100 * HOST_RECORD), Slow(str(tmp_path), 10_000, ROOT)]
     hierarchy = hierarchy_of(stores, flush_s=0.1)
@@ -261,6 +262,20 @@ def test_the_most_useful_pages_are_written_while_there_is_time(tmp_path):
     again = DiskTier(str(tmp_path), 10_000, ROOT)
     assert again.holds(wanted(1, 0, 2)) >= 1
     assert again.holds(wanted(0, 0, 2)) == 0
+    again.close()
+
+
+def test_a_next_life_with_less_room_keeps_what_was_used_last(tmp_path):
+    stores = [HostTier(100 * HOST_RECORD), DiskTier(str(tmp_path), 10_000, ROOT)]
+    hierarchy = hierarchy_of(stores, flush_s=10.0)
+    for chain in range(3):
+        for at in reversed(range(3)):
+            give_up(hierarchy, chain, at)
+    list(stores[0].read(wanted(1, 0, 2), NEVER))
+    hierarchy.close()
+    assert hierarchy.counters.tiers["disk"].pages_written == 9
+    again = DiskTier(str(tmp_path), 5 * size_of(record(0, 0)), ROOT)
+    assert [again.holds(wanted(chain, 0, 3)) for chain in range(3)] == [0, 2, 3]
     again.close()
 
 

@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import functools
 import random
+import re
 import statistics
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -117,6 +119,16 @@ def loads(address: str) -> generation_pb2.GetLoadsResponse:
     """Ask a worker how busy it is."""
     with Client(address) as client:
         return client.loads()
+
+
+def metric(member: Member, name: str) -> float:
+    """Ask a worker that has a `metrics_port` for one of its numbers."""
+    said = "metrics on "
+    url = [line for line in member.said if line.startswith(said)][-1].removeprefix(said)
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        found = re.search(rf"^{name}\{{.*\}} (.*)$", answer.read().decode(), re.MULTILINE)
+    assert found is not None, f"{member.name} does not count {name}"
+    return float(found[1])
 
 
 def _is_empty(address: str) -> bool:

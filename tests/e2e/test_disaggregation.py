@@ -38,18 +38,6 @@ def pair(tiny_model, program_cache):
         yield made
 
 
-@pytest.fixture(autouse=True)
-def forgotten(request):
-    """Begin each test that uses the pair with empty prefix caches, and end it with nothing left."""
-    if "pair" not in request.fixturenames:
-        yield
-        return
-    pair = request.getfixturevalue("pair")
-    pair.forget()
-    yield
-    pair.check_idle()
-
-
 def long_cases(count: int, *, seed: int = 0, vocab: int = 440, length: int = 200) -> list[Case]:
     """Make requests with prompts of several pages, every second one seeded."""
     rng = np.random.default_rng(seed)

@@ -22,6 +22,7 @@ from tests.e2e.fleet import (
     Fleet,
     ask_all,
     check_answers,
+    metric,
     requests_of,
     started_fleet,
 )
@@ -61,7 +62,7 @@ def fleet(program_cache):
 @pytest.fixture(scope="module")
 def forgetful(program_cache):
     """A fleet whose leases are over before a slow reader comes again."""
-    options = options_of(program_cache, transfer_lease_s=0.05)
+    options = options_of(program_cache, transfer_lease_s=0.05, metrics_port=0)
     with started_fleet(MODEL, options, num_routers=1) as made:
         yield made
 
@@ -202,5 +203,11 @@ def test_routers_lose_their_workers_again_and_again(distant, fused, kind, part):
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_leases_are_over_before_a_reader_comes(forgetful, fused, part):
-    fault = Fault(kind="delay", every=3, delay_s=2.0)
-    play(forgetful, fused, "lease", None, part, fault=fault)
+    fault, before = Fault(kind="delay", every=3, delay_s=2.0), num_expired(forgetful)
+    play(forgetful, fused, "lease", None, part, fault=fault)  # which sees that nothing is held
+    assert num_expired(forgetful) > before
+
+
+def num_expired(fleet: Fleet) -> float:
+    """Count the offers of prefill workers that their leases ended."""
+    return sum(metric(worker, "rtp_jax:offers_expired_total") for worker in fleet.prefills)

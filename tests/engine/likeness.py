@@ -35,10 +35,13 @@ def check_like(
 def check_like_on_average(
     outputs: Sequence[RequestOutput], wanted: Sequence[RequestOutput]
 ) -> None:
-    """Do so where activations are rounded on other grids, so that every number moves a little."""
-    pairs, diverged = compared(outputs, wanted)
-    assert sum(abs(a - b) for a, b in pairs) < MOVED * len(pairs)
-    assert sum(diverged) <= 0.2 * len(pairs)  # they begin alike
+    """Do so where activations are rounded on other grids, so that every number moves a little.
+
+    By 0.048 on average and 0.22 at most, as measured; with a wrong page by 0.096 and 0.53.
+    """
+    check_like(outputs, wanted, moved=0.35, diverged=0.2)  # they begin alike
+    pairs, _ = compared(outputs, wanted)
+    assert sum(abs(a - b) for a, b in pairs) < 0.07 * len(pairs)
 
 
 def compared(

@@ -16,6 +16,7 @@ from rtp_jax.config import EngineConfig
 from rtp_jax.engine.direct import check_transport
 from rtp_jax.errors import FailedPrecondition
 from rtp_jax.runner.direct_server import JaxEnd
+from rtp_jax.transfer import hosts
 from rtp_jax.transfer.direct import DirectFailed
 from rtp_jax.transfer.direct_take import Giver, Taking
 from tests.transfer.served import until
@@ -31,7 +32,7 @@ class GiverProcess:
     def __init__(self):
         command, pipe = [sys.executable, "-m", "tests.runner.direct_giver"], subprocess.PIPE
         self.popen = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-        self.giver = Giver("127.0.0.1:1", "life", int(self.popen.stdout.readline()))
+        self.giver = Giver("127.0.0.1:1", "life", "127.0.0.2", int(self.popen.stdout.readline()))
 
     def ask(self, *words: object) -> str:
         """Send a line and return the answer."""
@@ -221,12 +222,22 @@ def test_an_end_without_memory_holds_nothing_and_lives_on(end, monkeypatch):
     end.sweep()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "localhost", "203.0.113.7"])
+@pytest.mark.parametrize("host", ["localhost", "fe80::1", "203.0.113.7"])
 def test_an_address_that_is_not_ours_is_refused(host):
     with pytest.raises(FailedPrecondition, match=r"RTPJ-4314 KV_TRANSPORT_UNAVAILABLE") as refused:
         JaxEnd(host)
     assert refused.value.field == "kv_transport"
     assert f"kv_transport_host={host}" in str(refused.value)
+
+
+def test_everywhere_is_the_address_on_the_way_to_others(monkeypatch):
+    monkeypatch.setitem(hosts.ELSEWHERE, 4, "127.0.0.2")
+    end = JaxEnd("0.0.0.0")
+    assert end.host == "127.0.0.1"
+    end.close()
+    monkeypatch.setitem(hosts.ELSEWHERE, 4, "255.255.255.255")
+    with pytest.raises(FailedPrecondition, match=r"RTPJ-4314.*has no way to others.*name one of"):
+        JaxEnd("0.0.0.0")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """A router for tests, in a thread with a loop of its own, before servers of the same process."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +62,27 @@ class RunningRouter:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(30)
         self.loop.close()
+
+
+def until(done: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for something."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def started_router(
+    folder: Path, addresses: Sequence[str], *, sees: int = 1, **options: object
+) -> Iterator[RunningRouter]:
+    """Start a router, wait until it sees so many workers, and stop it in the end."""
+    running = start_router(folder, addresses, **options)
+    try:
+        until(lambda: len(running.engine.workers.placing.router.workers) >= sees)
+        yield running
+    finally:
+        running.stop()
 
 
 def start_router(folder: Path, addresses: Sequence[str], **options: object) -> RunningRouter:

@@ -1,11 +1,11 @@
-"""Who holds a cluster, what is asked of it, and who runs it on this machine."""
+"""Who holds a cluster, and what is asked of it."""
 
 import json
-import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -14,18 +14,13 @@ import pytest
 from rtp_jax.environment import cluster_states
 from rtp_jax.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from rtp_jax.serving.cluster import folder as folder_module
-from rtp_jax.serving.cluster import processes as processes_module
 from rtp_jax.serving.cluster import running as running_module
-from rtp_jax.serving.cluster import tied
 from rtp_jax.serving.cluster.command import COLUMNS
 from rtp_jax.serving.cluster.controller import Wanted
 from rtp_jax.serving.cluster.folder import Folder, running, the_one
-from rtp_jax.serving.cluster.processes import LocalSupervisor, Machine, OwnedProcess
 from rtp_jax.serving.cluster.ray_actors import check_reach
-from rtp_jax.serving.cluster.spec import Resources
-from rtp_jax.serving.cluster.supervisor import Launch, NoRoomYet, Phase
 from rtp_jax.serving.main import main
-from tests.serving.test_membership import until
+from tests.serving.routers import until
 
 
 @pytest.fixture(autouse=True)
@@ -103,88 +98,6 @@ def test_what_is_asked_and_reported_is_read(folder):
     assert folder.status() == {"ready": True}
     folder.forget()
     assert folder.status() == {}
-
-
-MACHINE = Machine(cpus=2, gpus=("2", "5"), memory=1000)
-
-
-def launch(name: str, **resources) -> Launch:
-    return Launch(
-        name,
-        ("info", "nothing-like-it"),
-        Resources(**{"cpus": 0.0} | resources),
-        0,
-        {"SEEN_BY_TEST": "yes"},
-    )
-
-
-@pytest.mark.parametrize("asked", [{"cpus": 1.5}, {"gpus": 2}, {"memory": 600}])
-def test_more_than_the_machine_has_is_refused(tmp_path, asked):
-    supervisor = LocalSupervisor(tmp_path, MACHINE)
-    life = supervisor.start(launch("a", **asked))
-    with pytest.raises(FailedPrecondition, match=f"RTPJ-5624 NO_ROOM_HERE.*{next(iter(asked))}"):
-        supervisor.start(launch("b", **asked))
-    life.end()
-    with pytest.raises(NoRoomYet, match=f"b waits for {next(iter(asked))}"):
-        supervisor.start(launch("b", **asked))
-    twice = {name: 2 * number for name, number in asked.items()}
-    with pytest.raises(FailedPrecondition, match="RTPJ-5624 NO_ROOM_HERE"):
-        supervisor.start(launch("b", **twice))  # whoever ends
-    life.kill()
-    supervisor.start(launch("b", **asked)).kill()
-
-
-def test_gpus_are_those_that_were_left_to_us(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f,")
-    assert Machine.this().gpus == ("3", "GPU-8f")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert Machine.this().gpus == ()
-
-
-def test_gpus_are_handed_out_by_name(tmp_path, monkeypatch):
-    given = []
-
-    class Process(OwnedProcess):
-        def __init__(self, arguments, environment, log):
-            given.append(environment["CUDA_VISIBLE_DEVICES"])
-            assert environment["SEEN_BY_TEST"] == "yes"
-            super().__init__(arguments, environment, log)
-
-    monkeypatch.setattr("rtp_jax.serving.cluster.processes.OwnedProcess", Process)
-    supervisor = LocalSupervisor(tmp_path, MACHINE)
-    first = supervisor.start(launch("a", gpus=1))
-    second = supervisor.start(launch("b", gpus=1))
-    first.kill()
-    third = supervisor.start(launch("c", gpus=1))
-    none = supervisor.start(launch("d"))
-    for life in (second, third, none):
-        life.kill()
-    assert given == ["2", "5", "2", ""]
-
-
-def test_a_process_leaves_its_last_words_code_and_log(tmp_path):
-    (tmp_path / "a.log").write_text("of the life before")
-    life = LocalSupervisor(tmp_path, MACHINE).start(launch("a"))
-    until(lambda: life.look().phase == Phase.ENDED, 60)
-    seen = life.look()
-    assert seen.code != 0
-    assert "RTPJ-" in seen.last_words[-1]
-    life.kill()
-    assert "RTPJ-" in (tmp_path / "a.log").read_text()
-    assert (tmp_path / "a.before.log").read_text() == "of the life before"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_process_is_heard_although_its_log_cannot_be_written(tmp_path, monkeypatch):
-    full = lambda _: Path("/dev/full").open("wb", buffering=0)  # noqa: E731, SIM115
-    for log, fresh in ((tmp_path / "full", full), (tmp_path / "absent" / "log", None)):
-        if fresh:
-            monkeypatch.setattr(processes_module, "_fresh", fresh)
-        process = OwnedProcess(["info", "nothing-like-it", "--port", "0"], {}, log)
-        until(lambda process=process: process.look().phase == Phase.ENDED, 60)
-        assert "RTPJ-" in process.look().last_words[-1]
-        process.kill()
-        monkeypatch.undo()
 
 
 def test_only_a_ray_that_asks_for_tokens_may_be_reached():
@@ -286,44 +199,37 @@ def test_scale_goes_by_what_is_wanted_and_ends_when_somebody_wants_something_els
     assert "RTPJ-5629 CLUSTER_INCOMPLETE" in capsys.readouterr().err
 
 
-def test_processes_end_with_the_pipe_of_who_started_them(tmp_path):
-    arguments = ["route", "rtp-tiny", "--worker", "127.0.0.1:1", "--port", "0"]
-    process = OwnedProcess(arguments, {}, tmp_path / "log")
-    until(lambda: process.look().address, 60)
-    process._popen.stdin.close()
-    until(lambda: process.look().phase == Phase.ENDED, 60)
-    assert process.look().code == 0
-    process.kill()
+def test_scaling_two_groups_at_once_scales_both(scaled, folder, tmp_path):
+    status, command = scaled
+    folder.want(Wanted({"w": 1, "v": 1}))
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slowly(wanted: Wanted) -> Wanted:
+        entered.set()
+        assert go_on.wait(10)
+        return replace(wanted, counts={**wanted.counts, "v": 4})
+
+    with ThreadPoolExecutor(1) as others:
+        other = others.submit(Folder(tmp_path, "demo").change, slowly)
+        assert entered.wait(10)
+        code = command("scale", "w=3")
+        with pytest.raises(AssertionError, match="never happened"):
+            until(lambda: folder.wanted().counts["w"] == 3, 0.3)  # while somebody changes it
+        go_on.set()
+        assert other.result(10).counts == {"w": 1, "v": 4}
+    until(lambda: folder.wanted().counts == {"w": 3, "v": 4})
+    folder.report(status | {"wanted": {"w": 3, "v": 4}})
+    assert code.result(10) == 0
 
 
-@pytest.mark.parametrize(("said", "signals"), [(b"", ["SIGTERM", "SIGKILL"]), (b"d", ["SIGKILL"])])
-def test_what_drains_already_is_not_told_again_when_its_starter_dies(monkeypatch, said, signals):
-    sent = []
-    monkeypatch.setattr(tied.os, "kill", lambda pid, number: sent.append(number.name))
-    monkeypatch.setattr(tied.time, "sleep", sent.append)
-    reader, writer = os.pipe()
-    os.write(writer, said)
-    os.close(writer)
-    tied.watch(reader)
-    os.close(reader)
-    assert [each for each in sent if isinstance(each, str)] == signals
-    assert sent[-2:] == [tied.LONGEST_DRAIN_S, "SIGKILL"]
+def test_many_who_change_what_is_wanted_wait_for_each_other(folder):
+    def restart(_: int) -> None:
+        folder.change(lambda wanted: replace(wanted, num_restarts=wanted.num_restarts + 1))
 
-
-def test_a_process_is_told_once_to_end_and_says_so_in_the_pipe(tmp_path):
-    arguments = ["route", "rtp-tiny", "--worker", "127.0.0.1:1", "--port", "0"]
-    process, sent = OwnedProcess(arguments, {}, tmp_path / "log"), []
-    until(lambda: process.look().address, 60)
-    send = process._popen.send_signal
-    process._popen.send_signal = lambda number: (sent.append(number), send(number))
-    for _ in range(2):
-        process.end()
-    process._popen.stdin.close()  # as if we died
-    until(lambda: process.look().phase == Phase.ENDED, 60)
-    assert process.look().code == 0
-    assert sent == [signal.SIGTERM]
-    assert "a second signal" not in (tmp_path / "log").read_text()
-    process.kill()
+    folder.want(Wanted({"w": 1}))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(restart, range(200)))
+    assert folder.wanted().num_restarts == 200
 
 
 def test_a_controller_goes_on_with_what_it_understood(folder):

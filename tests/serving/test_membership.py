@@ -15,7 +15,7 @@ from rtp_jax.serving.client import Client
 from rtp_jax.serving.members import Member, write_members
 from rtp_jax.serving.workers import Workers
 from rtp_jax.wire import generation_pb2 as pb
-from tests.serving.routers import CONFIG, start_router
+from tests.serving.routers import CONFIG, started_router, until
 from tests.serving.started import Servers
 
 LONG = SamplingParams(max_tokens=250, temperature=1.0, seed=11, ignore_eos=True)
@@ -41,24 +41,14 @@ def listed(addresses, tmp_path):
 @pytest.fixture
 def router(listed, tiny_model):
     """Return a router that follows the file."""
-    running = start_router(tiny_model, [], members=str(listed))
-    until(lambda: len(running.engine.workers.placing.router.workers) == 2)
-    yield running
-    running.stop()
+    with started_router(tiny_model, [], sees=2, members=str(listed)) as running:
+        yield running
 
 
 @pytest.fixture
 def client(router):
     with Client(router.address) as connected:
         yield connected
-
-
-def until(done, seconds: float = 20.0) -> None:
-    """Wait for something."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
 
 
 def ids_of(stream) -> list[int]:

@@ -21,7 +21,7 @@ from rtp_jax.serving.status_command import ask as ask_status
 from rtp_jax.wire import generation_pb2 as pb
 from tests.engine.workload import cases, check_idle, small_engine
 from tests.serving.http_client import ask
-from tests.serving.routers import start_router
+from tests.serving.routers import started_router, until
 from tests.serving.started import Servers
 
 LONG = SamplingParams(max_tokens=250, temperature=1.0, seed=11, ignore_eos=True, logprobs=1)
@@ -47,10 +47,8 @@ def workers(engines):
 @pytest.fixture
 def router(workers, tiny_model):
     """Return a router over both."""
-    running = start_router(tiny_model, [worker.address for worker in workers])
-    until(lambda: len(running.engine.workers.placing.router.workers) == 2)
-    yield running
-    running.stop()
+    with started_router(tiny_model, [each.address for each in workers], sees=2) as running:
+        yield running
 
 
 @pytest.fixture
@@ -63,14 +61,6 @@ def client(router):
 def direct(workers):
     with Client(workers[0].address) as connected:
         yield connected
-
-
-def until(done, seconds: float = 20.0) -> None:
-    """Wait for something."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.01)
 
 
 def check_same(mine: dict[int, tuple], theirs: dict[int, tuple]) -> None:
@@ -273,17 +263,18 @@ def test_tenants_and_sessions(router, workers):
 def test_quotas_are_read_and_kept(tiny_model, workers, tmp_path):
     (tmp_path / "quotas").write_text("a: {tokens_per_s: 2, burst_tokens: 20}")
     given = {"quotas": str(tmp_path / "quotas"), "session_slack": 0.75}
-    running = start_router(tiny_model, [workers[0].address], **given)
-    assert running.engine.workers.placing.router.settings.session_slack == 0.75
     request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5] * 20), tenant="a")
     request.sampling.max_tokens = 8
-    with Client(running.address) as client:
+    with (
+        started_router(tiny_model, [workers[0].address], **given) as running,
+        Client(running.address) as client,
+    ):
+        assert running.engine.workers.placing.router.settings.session_slack == 0.75
         assert client._call("Generate", request).completions
         with pytest.raises(errors.ResourceExhausted, match="RTPJ-7005"):
             client._call("Generate", request)
         request.tenant = "b"
         assert client._call("Generate", request).completions
-    running.stop()
 
 
 @pytest.mark.parametrize("text", ["- a", "a: 1", "a: {speed: 1}", "a: {weight: x}", "["])

@@ -9,7 +9,7 @@ from rtp_jax.serving.status_command import ask
 from rtp_jax.wire import router_pb2 as pb
 from tests.e2e.pair import until
 from tests.serving.certificates import make_authority, make_certificate
-from tests.serving.routers import start_router
+from tests.serving.routers import started_router
 from tests.serving.started import Servers
 
 PARAMS = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -48,14 +48,10 @@ def workers(real_engine, files):
 @pytest.fixture
 def router(workers, files, tiny_model):
     """Return a router with a token and a CA, which the first worker likes."""
-    running = start_router(
-        tiny_model,
-        [worker.address for worker in workers],
-        worker_token_file=str(files / "tokens"),
-        worker_tls_ca=str(files / "ca.pem"),
-    )
-    yield running
-    running.stop()
+    options = {"worker_token_file": str(files / "tokens"), "worker_tls_ca": str(files / "ca.pem")}
+    addresses = [worker.address for worker in workers]
+    with started_router(tiny_model, addresses, **options) as running:
+        yield running
 
 
 def states(router) -> dict[str, tuple[int, str]]:

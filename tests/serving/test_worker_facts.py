@@ -6,7 +6,7 @@ import pytest
 
 from rtp_jax.errors import Unauthenticated, Unavailable
 from rtp_jax.serving.cluster.worker_facts import Asking, Facts, ask_worker
-from tests.serving.test_membership import until
+from tests.serving.routers import until
 
 
 def test_a_worker_says_who_it_is_to_those_with_a_token(servers, real_engine, tmp_path):

@@ -16,6 +16,7 @@ class FakeEnd:
     """Holds arrays in a dictionary that everybody who connects reads."""
 
     protocol: str = "fake 1"
+    host: str = "127.0.0.1"
     held: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     reads: dict[int, tuple[bytes, float]] = field(default_factory=dict)  # the other end's `held`
     hang: bool = False  # pulls wait until their link ends
@@ -24,6 +25,7 @@ class FakeEnd:
     failure: type[Exception] = DirectFailed  # what that gives rise to
     bad_sweeps: int = 0  # that fail before one works
     damage: bool = False
+    connected: list[tuple[str, int]] = field(default_factory=list)
     links: list["FakeLink"] = field(default_factory=list)
     free: threading.Event = field(default_factory=threading.Event)  # lets the deaf go
     sweeps: int = 0
@@ -54,6 +56,7 @@ class FakeEnd:
         """Reach the other end."""
         if self.fail:
             raise DirectFailed(f"nobody at {host}, port {port}")
+        self.connected.append((host, port))
         self.links.append(FakeLink(self))
         return self.links[-1]
 

@@ -6,7 +6,9 @@ import time
 import grpc
 import pytest
 
+from rtp_jax.transfer import kv_service
 from rtp_jax.transfer.carrier import ByLink
+from rtp_jax.transfer.direct_choice import out_of_reach
 from rtp_jax.transfer.direct_take import Giver
 from rtp_jax.transfer.kv_service import KvService
 from rtp_jax.transfer.peer import Peers
@@ -78,7 +80,7 @@ def test_what_does_not_come_directly_comes_in_frames(fault):
 
 
 def test_only_who_brought_bad_bytes_directly_is_suspect():
-    giver = Giver("127.0.0.1:50051", "life")
+    giver = Giver("127.0.0.1:50051", "life", "127.0.0.1")
     here = FakeEnd(reads={1: (bytes(LAYOUT.page_bytes), 0.0)})
     takes = direct(here)
     carrier = ByLink(takes.taking, giver, LAYOUT.page_bytes, Stop(), [])
@@ -150,6 +152,41 @@ def test_both_sides_say_once_why_pages_come_in_frames(protocol, caplog):
             f"pages go by gRPC: {words}",
             f"pages of {server.address} come by gRPC: {words}",
         ]
+
+
+def test_bytes_are_fetched_where_their_giver_says_and_not_where_it_serves():
+    with joined(giver_end=FakeEnd(host="127.0.0.2")) as (server, _, here, peers):
+        assert pulled(peers, wanted(3), server.address).num_direct == 3
+        assert here.connected == [("127.0.0.2", 7)]
+
+
+@pytest.mark.parametrize(
+    ("giver_host", "taker_host"),
+    [("10.0.0.3", "127.0.0.1"), ("127.0.0.1", "10.0.0.4"), ("127.0.0.1", "::1"), ("", "127.0.0.1")],
+)
+@pytest.mark.parametrize("giver_looks", [True, False])
+def test_where_the_taker_would_fall_pages_come_in_frames(
+    giver_host, taker_host, giver_looks, caplog, monkeypatch
+):
+    if not giver_looks:
+        monkeypatch.setattr(kv_service, "disagreement", lambda own, theirs: "")
+    with joined(giver_end=FakeEnd(host=giver_host)) as (server, _, here, peers):
+        here.host = taker_host
+        assert pulled(peers, wanted(3), server.address).num_direct == 0
+        assert here.connected == []
+        said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 + giver_looks
+    assert all("which cannot be connected" in words for words in said)
+
+
+def test_loopback_of_another_machine_is_not_ours():
+    theirs = pb.DirectTransport(protocol="fake 1", host="127.0.0.1")
+    assert out_of_reach(FakeEnd(), "127.0.0.3:50061", theirs) == ""
+    assert out_of_reach(FakeEnd(), "localhost:50061", theirs) == ""
+    for address in ("10.0.0.3:50061", "node-1:50061"):
+        assert "only its own machine reaches" in out_of_reach(FakeEnd(), address, theirs)
+    theirs.host = "10.0.0.3"
+    assert out_of_reach(FakeEnd(host="10.0.0.4"), "node-1:50061", theirs) == ""
 
 
 def test_a_worker_without_the_transport_gives_frames(caplog):

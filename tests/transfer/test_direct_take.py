@@ -11,8 +11,8 @@ from rtp_jax.transfer.direct_take import Giver, Taking
 from tests.transfer.direct_ends import FakeEnd
 from tests.transfer.served import until
 
-GIVER = Giver("127.0.0.1:50051", "life-1", 7)
-REBORN = Giver("127.0.0.1:50051", "life-2", 8)
+GIVER = Giver("127.0.0.1:50051", "life-1", "127.0.0.1", 7)
+REBORN = Giver("127.0.0.1:50051", "life-2", "127.0.0.1", 8)
 BYTES = b"0123456789"
 NEVER = threading.Event()
 
@@ -106,7 +106,7 @@ def test_too_much_that_is_stuck_retires_the_process(taking, end):
     assert until(lambda: taking.retires is not None)
     assert taking.retires.startswith("RTPJ-4315 DIRECT_PULLS_STUCK: 2 pulls")
     assert "hold 20 bytes" in taking.retires
-    assert not taking.may_ask(Giver("127.0.0.1:1", "other", 9))  # nobody, from now on
+    assert not taking.may_ask(Giver("127.0.0.1:1", "other", "127.0.0.1", 9))  # nobody, from now on
     end.free.set()
     assert until(lambda: taking.counts.stuck == 0)
     assert taking.retires  # decided once

@@ -14,7 +14,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rtp_jax.cache.page_events import TierEvents
@@ -32,6 +33,7 @@ SLOWEST_RATE = 20e6  # bytes per second; one that is slower counts as not answer
 MAX_BROKEN = 16  # files that are kept
 STALE_S = 600.0  # a file that was being written so long ago never will be
 PARTIAL = ".partial"
+STEP_NS = 1000  # between records that are written back: more than most file systems tell apart
 
 
 class DiskTier:
@@ -93,25 +95,53 @@ class DiskTier:
 
     def write(self, record: PageRecord) -> list[PageRecord]:
         """Write a record to a file; what leaves for room is deleted, and goes nowhere else."""
-        size = size_of(record)
+        return self._write(record, None)
+
+    def write_back(self, records: Sequence[PageRecord], until_s: float) -> int:
+        """Write records, the one that was used last first, until a time; return how many it were.
+
+        They keep that order, here and in the next life, also those that had a file before: each was
+        used before the one before it, and takes the room only of what was not used for longer.
+        """
+        began_ns, count = time.time_ns(), 0
+        with self._lock:
+            ticks = self._order.reserve(len(records))
+        for number, (record, tick) in enumerate(zip(records, ticks, strict=True)):
+            if time.monotonic() >= until_s:
+                break
+            used = _Used(tick, began_ns - number * STEP_NS)
+            if (path := self._path_of(record.key)) is None:
+                count += not self._write(record, used)
+                continue
+            with self._lock:
+                self._order.date(record.key, tick)
+            with contextlib.suppress(OSError):  # it is gone
+                os.utime(path, ns=(used.at_ns, used.at_ns))
+        return count
+
+    def _write(self, record: PageRecord, used: "_Used | None") -> list[PageRecord]:
+        size, tick = size_of(record), None if used is None else used.tick
         with self._lock:
             paused = time.monotonic() < self._paused_until_s
             if record.key in self._parents:
                 return []
             if paused or size > self._budget:
                 return [record]
-            leaving = self._make_room(size)
+            leaving = self._make_room(size, tick)
+            fits = self._order.total_bytes + size <= self._budget
         for path in leaving:
             _remove(path)
+        if not fits:
+            return [record]
         try:
-            self._write_file(self._folder / _name(record.key, record.parent), record)
+            self._write_file(self._folder / _name(record.key, record.parent), record, used)
         except OSError as error:
             logger.warning("pages are not written to disk for a while: %s", error.strerror)
             with self._lock:
                 self._paused_until_s = time.monotonic() + WRITING_PAUSE_S
             return [record]
         with self._lock:
-            self._add(record.key, record.parent, size)
+            self._add(record.key, record.parent, size, tick)
         return []
 
     def reject(self, key: bytes) -> None:
@@ -177,14 +207,14 @@ class DiskTier:
                     if name.endswith(PARTIAL) and time.time() - info.st_mtime > STALE_S:
                         _remove(self._folder / name)
                     elif stat.S_ISREG(info.st_mode) and (identity := _identity(name)):
-                        found.append((info.st_mtime, *identity, info.st_size))
+                        found.append((info.st_mtime_ns, *identity, info.st_size))
         for _, key, parent, size in sorted(found):
             if key not in self._parents:
                 self._add(key, parent, size)
         for path in self._make_room(0):
             _remove(path)
 
-    def _write_file(self, path: Path, record: PageRecord) -> None:
+    def _write_file(self, path: Path, record: PageRecord, used: "_Used | None") -> None:
         self._folder.mkdir(mode=0o700, exist_ok=True, parents=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
         try:
@@ -194,24 +224,31 @@ class DiskTier:
                     rest = memoryview(part)
                     while rest:
                         rest = rest[file.write(rest) :]
+                if used is not None:
+                    os.utime(opened, ns=(used.at_ns, used.at_ns))
             partial.replace(path)
         except OSError:
             _remove(partial)
             raise
 
-    def _make_room(self, size: int) -> list[Path]:
-        """Forget the oldest until a file fits, and return theirs; the lock is held."""
+    def _make_room(self, size: int, before: int | None = None) -> list[Path]:
+        """Forget the oldest until a file fits, and return theirs; the lock is held.
+
+        With `before`, forget only what was used before that tick, even if that is not enough.
+        """
         leaving = []
         while self._order.total_bytes + size > self._budget:
-            key = self._order.oldest()
+            key = self._order.oldest(before)
+            if key is None and before is not None:
+                break
             assert key is not None, "a tier without leaves is empty"
             leaving.append(self._folder / _name(key, self._parents[key]))
             self._remove_entry(key)
         return leaving
 
-    def _add(self, key: bytes, parent: bytes, size: int) -> None:
+    def _add(self, key: bytes, parent: bytes, size: int, tick: int | None = None) -> None:
         self._parents[key] = parent
-        self._order.add(key, parent, size)
+        self._order.add(key, parent, size, tick)
         self._mean_bytes = self._order.total_bytes / len(self._order)
 
     def _remove_entry(self, key: bytes) -> None:
@@ -222,6 +259,14 @@ class DiskTier:
         with self._lock:
             parent = self._parents.get(key)
         return None if parent is None else self._folder / _name(key, parent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """When a record was used last."""
+
+    tick: int  # of this tier's order
+    at_ns: int  # of the clock, for the next life
 
 
 def _name(key: bytes, parent: bytes) -> str:

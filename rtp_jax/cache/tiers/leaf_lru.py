@@ -38,10 +38,18 @@ class LeafLru:
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries
 
-    def add(self, key: bytes, parent: bytes, size: int) -> None:
-        """Take a record in as the newest."""
+    def reserve(self, count: int) -> range:
+        """Return ticks for records that will come backwards: the one that was used last first."""
+        first = next(self._ticks)
+        self._ticks = itertools.count(first + count)
+        return range(first + count - 1, first - 1, -1)
+
+    def add(self, key: bytes, parent: bytes, size: int, used: int | None = None) -> None:
+        """Take a record in as the newest, or as used at a tick that was reserved for it."""
         assert key not in self._entries, f"{key.hex()} is here already"
-        self._entries[key] = entry = Entry(parent, size, next(self._ticks))
+        self._entries[key] = entry = Entry(
+            parent, size, next(self._ticks) if used is None else used
+        )
         self._num_children[parent] = self._num_children.get(parent, 0) + 1
         self.total_bytes += size
         self._offer(key, entry)
@@ -54,6 +62,12 @@ class LeafLru:
             if (entry := self._entries.get(key)) is not None:
                 entry.used = next(self._ticks)
                 self._offer(key, entry)
+
+    def date(self, key: bytes, used: int) -> None:
+        """Note that a record, if it is here, was used at a tick that was reserved for it."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.used = used
+            self._offer(key, entry)
 
     def remove(self, key: bytes) -> bool:
         """Take a record out; False: it is not here."""
@@ -72,13 +86,13 @@ class LeafLru:
                 self._offer(entry.parent, parent)
         return True
 
-    def oldest(self) -> bytes | None:
-        """Find the record that goes next."""
+    def oldest(self, before: int | None = None) -> bytes | None:
+        """Find the record that goes next; `before`: only one that was used before that tick."""
         while self._leaves:
             used, key = self._leaves[0]
             entry = self._entries.get(key)
             if entry is not None and entry.used == used and key not in self._num_children:
-                return key
+                return key if before is None or used < before else None
             heapq.heappop(self._leaves)
         return None
 

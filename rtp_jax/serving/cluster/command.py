@@ -105,9 +105,8 @@ def _status(parsed: argparse.Namespace, clusters: Path) -> int:
 
 
 def _scale(parsed: argparse.Namespace, clusters: Path) -> int:
-    folder = the_one(clusters, parsed.name)
-    wanted = folder.wanted()  # what is reported may be older
-    counts = dict(wanted.counts)
+    folder, asked = the_one(clusters, parsed.name), {}
+    counts = folder.wanted().counts  # what is reported may be older
     for words in parsed.counts:
         match = SCALE.fullmatch(words)
         if match is None or match[1] not in counts or int(match[2]) > MAX_COUNT:
@@ -116,27 +115,29 @@ def _scale(parsed: argparse.Namespace, clusters: Path) -> int:
                 f" GROUP=N, where GROUP is one of {', '.join(counts)} and N at most {MAX_COUNT}.",
                 field="counts",
             )
-        counts[match[1]] = int(match[2])
-    folder.want(replace(wanted, counts=counts))
-    return _settle(folder, counts, lambda status: status["wanted"] == counts)
+        asked[match[1]] = int(match[2])
+    folder.change(lambda wanted: replace(wanted, counts={**wanted.counts, **asked}))
+    return _settle(folder, asked, lambda status: asked.items() <= status["wanted"].items())
 
 
 def _restart(parsed: argparse.Namespace, clusters: Path) -> int:
     folder = the_one(clusters, parsed.name)
-    wanted = folder.wanted()
-    number = wanted.num_restarts + 1
-    folder.want(replace(wanted, num_restarts=number))
+    wanted = folder.change(lambda wanted: replace(wanted, num_restarts=wanted.num_restarts + 1))
+    number = wanted.num_restarts
     return _settle(folder, wanted.counts, lambda status: status["num_restarts"] >= number)
 
 
 def _settle(
     folder: Folder, counts: Mapping[str, int], heard: Callable[[dict[str, Any]], bool]
 ) -> int:
-    """Wait until the controller has heard and nothing is on its way any more; show it."""
+    """Wait until the controller has heard and nothing is on its way any more; show it.
+
+    Others may ask for other things meanwhile, but not of the groups in `counts`.
+    """
 
     def done(status: dict[str, Any]) -> bool:
         now = folder.wanted()
-        if now.down or now.counts != counts:
+        if now.down or not counts.items() <= now.counts.items():
             raise _failed(folder, "something else is wanted of it meanwhile")
         return heard(status) and _settled(status)
 
@@ -149,7 +150,7 @@ def _settle(
 
 def _down(parsed: argparse.Namespace, clusters: Path) -> int:
     folder = the_one(clusters, parsed.name)
-    folder.want(replace(folder.wanted(), down=True))
+    folder.change(lambda wanted: replace(wanted, down=True))
     while folder.alive:
         time.sleep(LOOK_S)
     print(f"cluster {folder.name} has ended")

@@ -108,7 +108,8 @@ class Controller:
         self._roll(now_s)
         for each in self.replicas:
             if self._may_move(each):
-                each.step(now_s, self._asking, drain_s=drain_s(self.spec, each) + DRAIN_MARGIN_S)
+                chosen = each.group.options if each.group else self.spec.routers.options
+                each.step(now_s, self._asking, drain_s=drain_s(chosen) + DRAIN_MARGIN_S)
         self.workers = [each for each in self.workers if each.state != State.GONE]
         self._say()
 
@@ -166,7 +167,13 @@ class Controller:
         options = {key: value for key, value in group.options.items() if key not in hidden}
         arguments = ("serve", self.spec.model, "--role", group.role, *flags(options))
         environment = {variable(key): value for key, value in hidden.items()}
-        launch = Launch(name, arguments, group.resources, environment=environment)
+        launch = Launch(
+            name,
+            arguments,
+            group.resources,
+            port_wait_s=drain_s(group.options) + DRAIN_MARGIN_S,
+            environment=environment,
+        )
         supervisor = self._supervisors.workers
         self.workers.append(Replica(launch, group, supervisor, self.spec.restarts))
 
@@ -193,16 +200,17 @@ class Controller:
 
 def router_launches(spec: Spec, members_path: str) -> list[Launch]:
     """Say how the routers are started."""
-    words = ("route", spec.model, "--members", members_path, *flags(spec.routers.options))
+    options = spec.routers.options
+    words = ("route", spec.model, "--members", members_path, *flags(options))
+    wait_s = drain_s(options) + DRAIN_MARGIN_S
     return [
-        Launch(f"{ROUTER}-{number}", words, port=port)
+        Launch(f"{ROUTER}-{number}", words, port=port, port_wait_s=wait_s)
         for number, port in enumerate(spec.routers.ports)
     ]
 
 
-def drain_s(spec: Spec, replica: Replica) -> float:
-    """Say how long a replica may take to finish what it has."""
-    options = spec.routers.options if replica.group is None else replica.group.options
+def drain_s(options: Mapping[str, object]) -> float:
+    """Say how long a replica with some options may take to finish what it has."""
     chosen = options.get("drain_timeout_s", DRAIN_S)
     assert isinstance(chosen, int | float)
     return float(chosen)

@@ -2,6 +2,7 @@
 
     lock           held by the controller while it lives
     wanted.json    what `scale`, `restart` and `down` ask of it
+    asking         held by whoever changes that
     members.yaml   the workers that serve, for routers
     status.json    what there is, for `status`
     logs/          one file for each replica, and the controller's
@@ -17,7 +18,7 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,14 +113,28 @@ class Folder:
             )
 
     def want(self, wanted: Wanted) -> None:
-        """Ask something of the controller."""
-        _write(self._wanted, dataclasses.asdict(wanted))
+        """Ask something of the controller, whatever was asked before."""
+        with self._asking():
+            _write(self._wanted, dataclasses.asdict(wanted))
+
+    def change(self, change: Callable[[Wanted], Wanted]) -> Wanted:
+        """Ask something that depends on what is asked already; nobody else asks meanwhile."""
+        with self._asking():
+            wanted = change(self.wanted())
+            _write(self._wanted, dataclasses.asdict(wanted))
+        return wanted
 
     def wanted(self) -> Wanted:
         """Read what is asked of the controller."""
         content = json.loads(self._wanted.read_text())
         counts = {str(name): int(count) for name, count in content["counts"].items()}
         return Wanted(counts, bool(content["down"]), int(content.get("num_restarts", 0)))
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        with (self.path / "asking").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def report(self, status: dict[str, Any]) -> None:
         """Write what there is."""

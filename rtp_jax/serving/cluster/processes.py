@@ -7,12 +7,16 @@ words.  `OwnedProcess` is also what a Ray actor owns (`ray_actors.py`).
 
 import collections
 import contextlib
+import errno
+import itertools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,7 @@ from rtp_jax.serving.cluster.supervisor import NUM_LAST_WORDS, Launch, Look, NoR
 
 GPU = re.compile(r"nvidia(\d+)")
 MAX_WORD_CHARS = 500
+LOOPBACK, PORTS = "127.0.0.1", ("--port", "--http-port", "--metrics-port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,7 @@ class LocalSupervisor:
         self._logs = logs
         self._machine = machine
         self._booked: dict[int, Booking] = {}
+        self._waits_s: dict[str, float] = {}  # since when, by name: time.monotonic()
 
     def start(self, launch: Launch) -> "LocalLife":
         """Start a process, if the machine has what it asks for.
@@ -160,6 +166,7 @@ class LocalSupervisor:
         """
         gpus = self._book(launch)
         arguments = [*launch.arguments, "--port", str(launch.port)]
+        self._wait_for_ports(launch, arguments)
         visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self._machine.gpus else {}
         environment = {**launch.environment, **visible}
         process = OwnedProcess(arguments, environment, self._logs / f"{launch.name}.log")
@@ -168,6 +175,19 @@ class LocalSupervisor:
 
     def close(self) -> None:
         """Let go; there is nothing to let go of."""
+
+    def _wait_for_ports(self, launch: Launch, arguments: Sequence[str]) -> None:
+        """Let whoever has a port end: the replica of a controller before us may still drain.
+
+        After a while the process is started all the same, and says why it cannot listen.
+        """
+        taken = _taken_port(arguments)
+        if taken is None:
+            self._waits_s.pop(launch.name, None)
+            return
+        now_s = time.monotonic()
+        if now_s - self._waits_s.setdefault(launch.name, now_s) < launch.port_wait_s:
+            raise NoRoomYet(f"{launch.name} waits for port {taken}, where somebody listens")
 
     def _book(self, launch: Launch) -> tuple[str, ...]:
         """Find room, and choose GPUs."""
@@ -193,6 +213,21 @@ class LocalSupervisor:
         used = {name for each in self._booked.values() for name in each.gpus}
         free = [name for name in self._machine.gpus if name not in used]
         return tuple(free[: asked.gpus])
+
+
+def _taken_port(arguments: Sequence[str]) -> int | None:
+    """Find a port among flags at which somebody listens already."""
+    given = dict(itertools.pairwise(arguments))
+    host = given.get("--host", LOOPBACK)
+    for port in (int(words) for each in PORTS if (words := given.get(each, "")).isdigit()):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:  # whatever else is wrong, the process says it
+                if error.errno == errno.EADDRINUSE:
+                    return port
+    return None
 
 
 class LocalLife:

@@ -15,7 +15,7 @@ from rtp_jax.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rtp_jax.serving.cluster.processes import OwnedProcess
 from rtp_jax.serving.cluster.spec import Ray
 from rtp_jax.serving.cluster.supervisor import Launch, Look, Phase
-from rtp_jax.serving.server import is_loopback
+from rtp_jax.transfer.hosts import is_loopback
 
 KILL_S = 2.0
 AWAY_S = 10.0  # an actor that cannot be reached for so long is gone

@@ -10,6 +10,7 @@ After a death the next life waits: longer each time, never longer than `restarts
 that never served is given up after `restarts.max_starts` deaths, with its last words kept.
 """
 
+import dataclasses
 import enum
 from collections.abc import Sequence
 
@@ -160,8 +161,7 @@ class Replica:
 
     def _keep_port(self) -> None:
         port = int(self.seen.address.rpartition(":")[2])
-        launch = self.launch
-        self.launch = Launch(launch.name, launch.arguments, launch.resources, port)
+        self.launch = dataclasses.replace(self.launch, port=port)
 
     def _ended(self, now_s: float) -> None:
         assert self.life is not None

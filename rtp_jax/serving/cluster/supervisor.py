@@ -16,7 +16,7 @@ NO_RESOURCES = Resources(cpus=0)
 
 
 class NoRoomYet(Exception):
-    """Those who have the room were told to end: the same start may work soon."""
+    """Those who have the room were told to end, or have a port: the same start may work soon."""
 
 
 class Phase(enum.StrEnum):
@@ -37,6 +37,7 @@ class Launch:
     resources: Resources = NO_RESOURCES
     port: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)  # what no list of processes shows
+    port_wait_s: float = 0.0  # for who has a port of it, and may drain, to end
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,31 @@ def test_a_full_tier_deletes_the_oldest_leaf(tmp_path):
     assert len(files(tmp_path)) == 4
 
 
+def test_what_is_written_back_keeps_its_order_in_the_next_life(tmp_path):
+    tier = filled(tmp_path)  # pages 0..3 of chain 0
+    newest = [record(1, 0), record(1, 1), record(0, 0), record(2, 0), record(2, 1)]
+    assert tier.write_back(newest, time.monotonic() + 10) == 4  # one has its file already
+    for room, (of_1, of_2) in zip((5, 4, 3, 2), ((2, 2), (2, 1), (2, 0), (2, 0)), strict=True):
+        again = DiskTier(str(tmp_path / "kv"), room * SIZE, LAYOUT)
+        assert (again.holds(wanted(1, 0, 2)), again.holds(wanted(2, 0, 2))) == (of_1, of_2)
+        assert again.holds(wanted(0, 0, 4)) == (room > 2)
+
+
+def test_what_is_written_back_takes_no_room_of_what_was_used_later(tmp_path):
+    tier = filled(tmp_path, budget=4 * SIZE)
+    newest = [record(1, at) for at in range(3)] + [record(0, 0), *(record(2, i) for i in range(9))]
+    assert tier.write_back(newest, time.monotonic() + 10) == 3
+    for same in (tier, DiskTier(str(tmp_path / "kv"), 4 * SIZE, LAYOUT)):
+        assert [same.holds(wanted(chain, 0, 9)) for chain in range(3)] == [1, 3, 0]
+    assert len(files(tmp_path)) == 4
+
+
+def test_what_is_written_back_stops_in_time(tmp_path):
+    tier = filled(tmp_path)
+    assert tier.write_back([record(1, 0)], time.monotonic()) == 0
+    assert tier.holds(wanted(1, 0, 1)) == 0
+
+
 @pytest.mark.parametrize("keep", [0, 7, HEAD.size - 1, HEAD.size + 1, SIZE - 1])
 def test_a_truncated_file_ends_the_run_and_is_put_aside(tier, tmp_path, keep):
     os.truncate(file_of(tmp_path, 2), keep)

@@ -8,7 +8,11 @@ from tests.cache.tiers.pages import key_of
 
 CHAINS, LENGTH = 3, 5
 places = st.tuples(st.integers(0, CHAINS - 1), st.integers(0, LENGTH - 1))
-moves = st.lists(st.tuples(st.sampled_from(["add", "touch", "remove", "oldest"]), places))
+moves = st.lists(st.tuples(st.sampled_from(["add", "touch", "back", "remove", "oldest"]), places))
+
+
+def is_leaf(place: tuple[int, int], order: list[tuple[int, int]]) -> bool:
+    return (place[0], place[1] + 1) not in order
 
 
 @given(moves)
@@ -28,10 +32,21 @@ def test_it_agrees_with_a_list(done):
                 if (chain, each) in order:
                     order.remove((chain, each))
                     order.append((chain, each))
+        elif what == "back":  # the newest first, some of them here already
+            ticks = lru.reserve(at + 1)
+            older = [each for each in order if each[0] != chain or each[1] > at]
+            for each, tick in enumerate(ticks):
+                if (chain, each) in order:
+                    lru.date(key_of(chain, each), tick)
+                else:
+                    lru.add(key_of(chain, each), key_of(chain, each - 1), 10 + each, tick)
+            order = older + [(chain, each) for each in reversed(range(at + 1))]
+            leaf = lru.oldest(before=ticks[-1])
+            assert leaf == next((key_of(*each) for each in older if is_leaf(each, order)), None)
         elif what == "remove":
             assert lru.remove(key) is here
             order = [each for each in order if each != (chain, at)]
-        leaves = [(c, i) for c, i in order if (c, i + 1) not in order]
+        leaves = [each for each in order if is_leaf(each, order)]
         assert lru.oldest() == (key_of(*leaves[0]) if leaves else None)
         assert len(lru) == len(order)
         assert lru.total_bytes == sum(10 + i for _, i in order)

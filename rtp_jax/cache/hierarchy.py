@@ -22,9 +22,8 @@ from typing import Any
 from rtp_jax.cache.fetch import Fetch, Stage
 from rtp_jax.cache.rates import LinearCost
 from rtp_jax.cache.store_writer import StoreWriter
-from rtp_jax.cache.tiers.disk import DiskTier
 from rtp_jax.cache.tiers.host import HostTier
-from rtp_jax.cache.tiers.tier import Store, Tier, Wanted
+from rtp_jax.cache.tiers.tier import LastingStore, Store, Tier, Wanted
 from rtp_jax.page_record import PageRecord, Sink
 from rtp_jax.request import EVERY_TIER, Reuse
 
@@ -263,19 +262,12 @@ class Hierarchy:
         """Write what only host memory has to the store below it, which outlives this process."""
         until_s = time.monotonic() + self.options.flush_s
         host, below = (*self.stores, None, None)[:2]
-        if not isinstance(host, HostTier) or below is None:
+        if not (isinstance(host, HostTier) and isinstance(below, LastingStore)):
             return
         reuse_of = self._limited
         records = host.newest()
         records = [r for r in records if reuse_of.get(r.key, EVERY_TIER).allows(below.name)]
-        if isinstance(below, DiskTier):
-            self.counters.tiers[below.name].pages_written += below.write_back(records, until_s)
-            return
-        for record in records:
-            if time.monotonic() >= until_s:
-                return
-            if not below.keeps(record.key):
-                self._written(below, record, below.write(record))
+        self.counters.tiers[below.name].pages_written += below.write_back(records, until_s)
 
     # ---- inside
 

@@ -22,7 +22,7 @@ from rtp_jax.wire import kv_pb2 as pb
 
 logger = logging.getLogger(__name__)
 # Of payload: small enough that other streams of a connection get their turn, and that the copies
-# which gRPC makes of a message stay in a cache (larger ones took twice as long).
+# which gRPC makes of a message stay in a cache.
 FRAME_BYTES = 1 << 20
 MAX_WAIT_S = 30.0
 MAX_DEADLINE_S = 24 * 3600.0

@@ -9,7 +9,7 @@ is not written for a while.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from rtp_jax.cache.tiers.breaker import Breaker
@@ -116,6 +116,15 @@ class RemoteTier:
             leaving = self._over_budget()
         self._drop(leaving)
         return []
+
+    def write_back(self, records: Sequence[PageRecord], until_s: float) -> int:
+        """Put records there until a time; return how many are new."""
+        count = 0
+        for record in records:
+            if time.monotonic() >= until_s:
+                break
+            count += not (self.keeps(record.key) or self.write(record))
+        return count
 
     def reject(self, key: bytes) -> None:
         """Take a broken record away; a store that returns such things is not to be relied on."""

@@ -7,9 +7,9 @@ A tier never raises because of its medium: what is gone, late or broken is not y
 asked computes it.  Who reads what, and when, is decided by `hierarchy.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rtp_jax.page_record import PageRecord
 from rtp_jax.request import Request
@@ -104,4 +104,13 @@ class Store(Tier, Protocol):
 
     def close(self) -> None:
         """Give resources back."""
+        ...
+
+
+@runtime_checkable
+class LastingStore(Store, Protocol):
+    """A store whose records are there for the next life of this process."""
+
+    def write_back(self, records: Sequence[PageRecord], until_s: float) -> int:
+        """Keep records, the one that was used last first, until a time; count the new ones."""
         ...

@@ -45,6 +45,7 @@ SIZES = (32, 16, 8, 4, 2, 1)  # pages that one program copies
 # Bytes of a copy, if a page is not larger.  glibc keeps freed memory of up to this size for others;
 # larger memory comes from the system each time, and its first touch is slow.
 LARGEST_COPY = 32 << 20
+HANDED_AT_ONCE = 1 << 20  # bytes of records: who sends them on fills a message with them
 
 
 class Staged(NamedTuple):
@@ -74,6 +75,7 @@ class PageMover:
         self.page_bytes = sum(self._leaf_bytes)
         fitting = [size for size in SIZES if size * self.page_bytes <= LARGEST_COPY]
         self.sizes = tuple(fitting) or SIZES[-1:]
+        self._handed_at_once = max(HANDED_AT_ONCE // self.page_bytes, 1)
         self._programs: Mapping[str, jax.stages.Compiled] = {}
         self._gathered: queue.SimpleQueue[Gathered | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -207,9 +209,15 @@ class PageMover:
                 for read in gathered.reads:
                     read.sink(None)
                 continue
-            for row, read in enumerate(gathered.reads):
-                payload = b"".join([leaf[row] for leaf in leaves])
-                read.sink(record_of(read.key, read.parent, read.packed, payload))
+            numbered = enumerate(gathered.reads)
+            while some := list(itertools.islice(numbered, self._handed_at_once)):
+                payloads = [b"".join([leaf[row] for leaf in leaves]) for row, _ in some]
+                records = [
+                    record_of(read.key, read.parent, read.packed, payload)
+                    for (_, read), payload in zip(some, payloads, strict=True)
+                ]
+                for (_, read), record in zip(some, records, strict=True):
+                    read.sink(record)
 
 
 def gather_pages(kv: tuple[KVGroup, ...], pages: jax.Array) -> tuple[jax.Array, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rtp_jax.errors import Cancelled, RtpError, Unavailable
+from rtp_jax.errors import Cancelled, DeadlineExceeded, RtpError, Unavailable
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client_messages import (
@@ -34,6 +34,7 @@ from rtp_jax.wire import generation_pb2 as pb
 from rtp_jax.wire.generation_pb2_grpc import GenerationStub
 
 POLL_S = 0.05
+HEALTH_S = 5.0  # for the answer of one server to whether it serves
 
 
 class Client:
@@ -154,20 +155,37 @@ class Client:
         """Say how busy the engine is."""
         return self._call("GetLoads", pb.GetLoadsRequest())
 
-    def is_serving(self) -> bool:
-        """Ask for the server's health."""
-        stub = health_pb2_grpc.HealthStub(self._channels[0])
-        check = stub.Check  # pyright: ignore[reportAttributeAccessIssue]
-        with self._raising():
-            answer = check(health_pb2.HealthCheckRequest(), metadata=self._metadata)
-        return answer.status == health_pb2.HealthCheckResponse.SERVING
+    def is_serving(self, timeout_s: float = HEALTH_S) -> bool:
+        """Ask for the health of the server; of several, one after another until one serves.
+
+        Args:
+          timeout_s: for each of them.
+
+        Raises:
+          Unavailable, DeadlineExceeded: none of them answers.
+        """
+        silent: RtpError | None = None
+        answers = []
+        for channel in self._channels:
+            check = health_pb2_grpc.HealthStub(channel).Check  # pyright: ignore[reportAttributeAccessIssue]
+            request = health_pb2.HealthCheckRequest()
+            try:
+                with self._raising():
+                    answers.append(check(request, timeout=timeout_s, metadata=self._metadata))
+            except (Unavailable, DeadlineExceeded) as error:
+                silent = error
+            if answers and answers[-1].status == health_pb2.HealthCheckResponse.SERVING:
+                return True
+        if silent is not None and not answers:
+            raise silent
+        return False
 
     def wait_until_serving(self, timeout_s: float) -> None:
         """Wait for a server that starts; raise `Unavailable` if it does not in time."""
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until:
-            with contextlib.suppress(Unavailable):
-                if self.is_serving():
+        until_s = time.monotonic() + timeout_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            with contextlib.suppress(Unavailable, DeadlineExceeded):
+                if self.is_serving(min(left_s, HEALTH_S)):
                     return
             time.sleep(POLL_S)
         raise Unavailable(

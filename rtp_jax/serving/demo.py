@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from rtp_jax.errors import RtpError, Unavailable
+from rtp_jax.errors import DeadlineExceeded, RtpError, Unavailable
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client import Client
 from rtp_jax.serving.client_messages import RequestOptions
@@ -119,7 +119,7 @@ def _wait_until_serving(client: Client, server: subprocess.Popen) -> None:
     while time.monotonic() < until:
         if server.poll() is not None:
             raise SystemExit(f"demo: the server ended with exit code {server.returncode}")
-        with contextlib.suppress(Unavailable):  # it may just have ended
+        with contextlib.suppress(Unavailable, DeadlineExceeded):  # it may just have ended
             if client.is_serving():
                 return
         time.sleep(0.1)

@@ -67,16 +67,14 @@ class Door:
         return grpc.method_handlers_generic_handler(self._described.full_name, methods)
 
     def _method(self, method: MethodDescriptor) -> grpc.RpcMethodHandler:
-        asked, answered = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        asked = GetMessageClass(method.input_type)
         answer = getattr(self._service, method.name)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(method.name, asked, answer),
-                response_serializer=answered.SerializeToString,
+                self._stream(method.name, asked, answer), response_serializer=_spelled
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(method.name, asked, answer),
-            response_serializer=answered.SerializeToString,
+            self._unary(method.name, asked, answer), response_serializer=_spelled
         )
 
     def _unary(self, name: str, asked: type[Message], answer: "Unary"):
@@ -108,9 +106,13 @@ class Unary(Protocol):
 class Streaming(Protocol):
     """A method that answers piece by piece."""
 
-    def __call__(self, request: Any, call: Call) -> AsyncIterator[Message]:
-        """Answer."""
+    def __call__(self, request: Any, call: Call) -> AsyncIterator[Message | bytes]:
+        """Answer; bytes are a message that is spelled already."""
         ...
+
+
+def _spelled(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 class _Wall:

@@ -72,9 +72,7 @@ class Giving:
                 self.counts.refused += 1
             return None
         pages = [pb.Page(key=each.key, digest=each.digest) for each in records]
-        return pb.PageFrame(
-            first_page=at, pages=pages, last=True, direct=array_id, direct_port=port
-        )
+        return pb.PageFrame(first_page=at, pages=pages, direct=array_id, direct_port=port)
 
     def fetched(self, array_ids: Iterable[int]) -> None:
         """Take a taker's word for what has arrived; what is not known any more is passed over."""

@@ -9,13 +9,14 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 from rtp_jax.errors import InvalidArgument
 from rtp_jax.page_record import KvLayout, PageRecord
 from rtp_jax.transfer.direct_choice import Direct, disagreement, greeting
 from rtp_jax.transfer.direct_give import Giving, pages_at_once
+from rtp_jax.transfer.frames import frames
 from rtp_jax.transfer.layout import differences, layout_differs, layout_message, layout_of
 from rtp_jax.transfer.offers import Offer, Offers, PrefillAsk
 from rtp_jax.wire import kv_pb2 as pb
@@ -27,6 +28,7 @@ FRAME_BYTES = 1 << 20
 MAX_WAIT_S = 30.0
 MAX_DEADLINE_S = 24 * 3600.0
 MAX_SAID = 16
+Frame = pb.PageFrame | bytes  # bytes: spelled already
 
 
 class Prefiller(Protocol):
@@ -124,7 +126,7 @@ class KvService:
             lease_s=own.offers.lease_s,
         )
 
-    async def Pull(self, request: pb.PullRequest, call: Call) -> AsyncIterator[pb.PageFrame]:
+    async def Pull(self, request: pb.PullRequest, call: Call) -> AsyncIterator[Frame]:
         """Yield pages as they come, until the last one or the end of the caller's patience."""
         own = self._prefiller()
         offers, size = own.offers, own.layout.page_bytes
@@ -144,8 +146,8 @@ class KvService:
             while True:
                 changed.clear()
                 records = offers.take(request.offer_id, request.epoch, at, most)
-                for frame in await self._packed(at, records, giving):
-                    frame.last = frame.last and at + len(records) == offer.num_pages
+                last = at + len(records) == offer.num_pages
+                for frame in await self._packed(at, records, last, giving):
                     yield frame
                 at += len(records)
                 left_s = until_s - time.monotonic()
@@ -175,14 +177,15 @@ class KvService:
         return pb.EndResponse()
 
     async def _packed(
-        self, at: int, records: Sequence[PageRecord], giving: Giving | None
-    ) -> Iterable[pb.PageFrame]:
+        self, at: int, records: Sequence[PageRecord], last: bool, giving: Giving | None
+    ) -> Iterable[Frame]:
         """Spell pages as frames: one that names them, if their bytes may wait elsewhere."""
         if giving is not None and records:
             named = await asyncio.to_thread(giving.frame, at, records)
             if named is not None:
+                named.last = last
                 return [named]
-        return frames(at, records, self._frame_bytes)
+        return frames(at, records, self._frame_bytes, last=last)
 
     def _say(self, reason: str) -> None:
         """Say once that pages go in frames to somebody who asked for another way."""
@@ -206,36 +209,12 @@ async def _begun(own: Prefiller, ask: PrefillAsk) -> Offer:
         raise
 
 
-def frames(at: int, records: Sequence[PageRecord], most: int) -> Iterator[pb.PageFrame]:
-    """Pack records into messages of at most `most` bytes of payload; larger pages go in pieces.
-
-    The last message is marked: whether it is the offer's last one is for the caller to say.
-    """
-    if sum(len(each.payload) for each in records) <= most:
-        if records:
-            pages = [_piece(each, 0, len(each.payload)) for each in records]
-            yield pb.PageFrame(first_page=at, pages=pages, last=True)
-        return
-    for number, record in enumerate(records):
-        size = len(record.payload)
-        for start in range(0, size, most):
-            end = min(start + most, size)
-            last = number == len(records) - 1 and end == size
-            piece = _piece(record, start, end)
-            yield pb.PageFrame(first_page=at + number, pages=[piece], last=last)
-
-
 def _giving(own: Prefiller, fetched: Sequence[int]) -> Giving | None:
     """Return what gives bytes directly, after telling it what has arrived."""
     if own.direct is None:
         return None
     own.direct.giving.fetched(fetched)
     return own.direct.giving
-
-
-def _piece(record: PageRecord, start: int, end: int) -> pb.Page:
-    payload = bytes(record.payload[start:end])  # the same bytes, if they are a whole page
-    return pb.Page(key=record.key, digest=record.digest, payload=payload, offset=start)
 
 
 def _seconds(field: str, value: float) -> float:

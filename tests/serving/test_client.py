@@ -1,6 +1,7 @@
 """The client against a server around a fake engine: every method, both clients, errors rebuilt."""
 
 import asyncio
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -92,6 +93,27 @@ def test_nobody_listens():
         client.model_info()
     with Client("127.0.0.1:1") as client, pytest.raises(errors.Unavailable, match="RTPJ-5108"):
         client.wait_until_serving(0.2)
+
+
+def test_of_several_servers_one_that_serves_is_enough(servers):
+    first, second = servers.start(), servers.start()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,  # takes connections, and says nothing
+        Client(f"127.0.0.1:{silent.getsockname()[1]}") as alone,
+        Client([alone.address, "127.0.0.1:1", first.address, second.address]) as among,
+    ):
+        assert among.is_serving(timeout_s=1.0)
+        first.run(first.server.stop(0))
+        among.wait_until_serving(5.0)
+        second.run(second.server.health.say(False, "for a test"))
+        assert not among.is_serving(timeout_s=0.1)
+        second.run(second.server.stop(0))
+        with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)):
+            among.is_serving(timeout_s=0.1)
+        began_s = time.monotonic()
+        with pytest.raises(errors.Unavailable, match="RTPJ-5108"):
+            alone.wait_until_serving(0.2)
+        assert time.monotonic() - began_s < 3
 
 
 def test_a_server_that_stops_cuts_its_calls_and_another_takes_them(servers):

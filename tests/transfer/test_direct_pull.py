@@ -211,8 +211,8 @@ def test_who_asks_for_frames_gets_frames():
 def test_a_prefiller_that_gives_what_it_did_not_announce_is_not_believed(monkeypatch):
     """A frame that names bytes for somebody who asked for frames brings nothing."""
 
-    def named(self, at, records, giving):
-        return real(self, at, records, self._prefiller().direct.giving)
+    def named(self, at, records, last, giving):
+        return real(self, at, records, last, self._prefiller().direct.giving)
 
     real = KvService._packed
     monkeypatch.setattr(KvService, "_packed", named)

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from rtp_jax.transfer.assembly import Assembly, Corrupt
-from rtp_jax.transfer.kv_service import frames
+from rtp_jax.transfer.frames import frames
 from rtp_jax.wire import kv_pb2 as pb
 from tests.serving.test_fuzz import mutated, valid
 from tests.transfer.served import LAYOUT, FakePrefiller, KvServer, chain_of, record_at, wanted
@@ -64,7 +64,7 @@ def take_damaged(seed: int) -> tuple[int, bool]:
     through."""
     random_ = random.Random(seed)
     most = random_.choice([1 << 20, LAYOUT.page_bytes, 77])
-    stream = list(frames(0, RIGHT, most))
+    stream = [pb.PageFrame.FromString(each) for each in frames(0, RIGHT, most, last=True)]
     hurt = random_.randrange(len(stream))
     assembly, taken = Assembly(WANT.pages, 0, 0, LAYOUT), 0
     try:

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ import numpy as np
 from bench.record import machine, write_record
 from rtp_jax import Engine, SamplingParams
 from rtp_jax.outputs import RequestOutput
-from rtp_jax.serving.serve_command import SWITCH_INTERVAL_S
+from rtp_jax.serving.serve_command import tune_process
 
 TIERS = ("host", "disk", "remote")
 WAYS = ("cold", "load", "auto", "device")
@@ -40,11 +39,12 @@ PORT = 16379
 
 def main(options: argparse.Namespace) -> None:
     """Print and keep one row for each tier."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as a server does
+    tune_process()
     print(machine())
     rows = [row for tier in options.tiers for row in measured(options, tier)]
     if options.json:
-        figures = {"model": options.model, "tokens": options.tokens, "rows": rows}
+        name = options.model.rstrip("/").rsplit("/", 1)[-1]
+        figures = {"model": name, "tokens": options.tokens, "rows": rows}
         write_record(options.json, "kv_tiers", ("jax", "jaxlib", "redis"), figures)
 
 

@@ -157,6 +157,12 @@ class SchedulerConfig:
     )
     max_queue_s: float | None = knob(None, "longest wait before a request is given up", low=0)
 
+    @property
+    def longest_chunk(self) -> int:
+        """Tokens of one prompt in one step, at most."""
+        most = self.max_num_batched_tokens
+        return most if self.max_prefill_chunk is None else min(self.max_prefill_chunk, most)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunnerConfig:

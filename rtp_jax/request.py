@@ -27,6 +27,7 @@ class Publication:
 
     first_page: int  # pages before it are not wanted
     sink: Callable[[int, Any], None]
+    last_chunk: int = 0  # tokens of the last of several steps; 0: as many as fit
 
 
 @dataclass(frozen=True, slots=True)

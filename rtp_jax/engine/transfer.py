@@ -11,10 +11,12 @@ import dataclasses
 import functools
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from rtp_jax.config import ROLES, EngineConfig
 from rtp_jax.delivery.collector import Delta
+from rtp_jax.engine.last_chunk import LastChunk
 from rtp_jax.engine.requests import Prompt, check_salt
 from rtp_jax.engine.submission import Submission
 from rtp_jax.errors import FailedPrecondition, InvalidArgument, Unavailable
@@ -49,8 +51,18 @@ class Transfer:
         submission: Submission,
         metrics: Metrics,
         direct: Direct | None,
+        prefill_s: Callable[[float], float | None],
     ):
-        """Offer nothing yet; `direct` is how bytes of pages may travel beside messages.
+        """Offer nothing yet.
+
+        Args:
+          config: of the engine.
+          layout: of its pages.
+          epoch: of its life.
+          submission: takes the requests that compute pages for others.
+          metrics: what is counted.
+          direct: how bytes of pages may travel beside messages.
+          prefill_s: predicts the seconds of a step by its tokens; None: nothing was measured.
 
         Raises:
           InvalidArgument: a file of the config cannot be used.
@@ -58,11 +70,18 @@ class Transfer:
         self.layout, self.direct = layout, direct
         self.exchanges_pages = exchanges_pages(config)
         self._config, self._lock = config.transfer, threading.Lock()
+        self._last_chunk = LastChunk(
+            longest=config.scheduler.longest_chunk,
+            page_size=layout.page_size,
+            page_bytes=layout.page_bytes,
+            prefill_s=prefill_s,
+        )
         self.offers = Offers(
             epoch=epoch,
             lease_s=self._config.transfer_lease_s,
             max_bytes=self._config.transfer_bytes,
             on_end=self._unwanted,
+            on_arrival=self._last_chunk.travelled,
         )
         self._peers: Any = None  # a `Peers`, made when somebody is asked for the first time
         if self._config.transfer_token_file or self._config.transfer_tls_ca:
@@ -161,7 +180,8 @@ class Transfer:
                 priority=ask.priority,
                 deadline_s=ask.deadline_s,
             )
-            publication = Publication(ask.first_page, functools.partial(self._take, offer))
+            sink = functools.partial(self._take, offer)
+            publication = Publication(ask.first_page, sink, self._last_chunk.tokens())
             request = dataclasses.replace(request, publication=publication)
             self._submission.submit(request, _End(self.offers, offer))
         except BaseException:

@@ -1,9 +1,10 @@
 """How much of a prompt is computed in this step?
 
 A chunk: as many tokens as the step has left, at most `max_prefill_chunk`, and no more than its
-logit rows allow.  The chunk that reaches the end samples, so it needs one logit row; with prompt
-logprobs each position reports the token after it, so each needs one.  A preempted sequence
-prefills its prompt and its output again, and reports nothing twice.
+logit rows allow; a prompt whose pages go to another worker may end with a short one.  The chunk
+that reaches the end samples, so it needs one logit row; with prompt logprobs each position reports
+the token after it, so each needs one.  A preempted sequence prefills its prompt and its output
+again, and reports nothing twice.
 
 A running sequence has the pages for all its tokens since it was admitted, so prefilling takes none
 and never has to stop for want of pages.
@@ -37,6 +38,7 @@ def prefill_rows(
 def chunk_size(tracked: Tracked, start: int, room: Room, longest: int) -> int:
     """Choose how many tokens from `start` on fit the room; 0: none."""
     count = min(tracked.prefill_end - start, longest, room.tokens)
+    count = _but_the_last(tracked, start, count)
     if count <= 0 or chunk_rows(tracked, start, count) <= room.logit_rows:
         return max(count, 0)
     sequence = tracked.sequence
@@ -45,6 +47,14 @@ def chunk_size(tracked: Tracked, start: int, room: Room, longest: int) -> int:
         return count - 1  # all but the token that samples
     silent = max(sequence.num_prompt_logprobs - start, 0)  # reported before it was preempted
     return min(silent + room.logit_rows, count - 1)
+
+
+def _but_the_last(tracked: Tracked, start: int, count: int) -> int:
+    """Leave the last tokens to a step of their own, if somebody waits for nothing but pages."""
+    publication = tracked.group.request.publication
+    last = 0 if publication is None else publication.last_chunk
+    ends = start + count == tracked.prefill_end
+    return count - last if ends and 0 < last <= count // 2 else count
 
 
 def chunk_rows(tracked: Tracked, start: int, count: int) -> int:

@@ -87,7 +87,7 @@ class Scheduler:
         self._config = config
         self._max_model_len, self._vocab_size = max_model_len, vocab_size
         self._max_logit_rows = max_logit_rows
-        self._longest_chunk = config.max_prefill_chunk or config.max_num_batched_tokens
+        self._longest_chunk = config.longest_chunk
         self._ledger = PageLedger(
             num_pages,
             page_size,

@@ -32,12 +32,17 @@ def serve(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
     if parsed.print_config:
         print(settings.describe())
         return 0
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    keep_free_memory()
+    tune_process()
     code = worker_of(settings).run()
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def tune_process() -> None:
+    """Set what Python and the C heap do for a whole process, as a server needs it."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_free_memory()
 
 
 def worker_of(settings: Settings) -> Worker:

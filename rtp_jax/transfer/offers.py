@@ -55,6 +55,9 @@ class Offer:
     lease_until_s: float
     pages: dict[int, PageRecord] = field(default_factory=dict)
     failure: str | None = None  # why no page follows
+    num_taken: int = 0  # pages before this one have been sent
+    num_behind: int = 0  # pages that had not been sent when the last one was published
+    complete_s: float = 0.0  # time.monotonic(), then
     watchers: set[Callable[[], None]] = field(default_factory=set)
 
     @property
@@ -87,6 +90,7 @@ class Offers:
         lease_s: float,
         max_bytes: int,
         on_end: Callable[[Offer], None],
+        on_arrival: Callable[[int, float], None] = lambda num_bytes, seconds: None,
     ):
         """Hold nothing yet.
 
@@ -95,10 +99,12 @@ class Offers:
           lease_s: how long an offer lives without a pull.
           max_bytes: that all offers together may come to hold.
           on_end: told of each offer that ends before all its pages were there.
+          on_arrival: told how many bytes had not been sent when the last page was published, and
+            how many seconds later the reader had them all.
         """
         self.epoch, self.lease_s, self.max_bytes = epoch, lease_s, max_bytes
         self.counts = OfferCounts()
-        self._on_end = on_end
+        self._on_end, self._on_arrival = on_end, on_arrival
         self._open: dict[str, Offer] = {}
         self._ended: OrderedDict[str, str] = OrderedDict()  # id to how
         self._changed = threading.Condition()
@@ -155,6 +161,9 @@ class Offers:
             assert offer.first_page <= at < offer.num_pages, f"page {at} of {offer.num_pages}"
             offer.pages[at] = record
             self.counts.published += 1
+            if offer.complete:
+                offer.complete_s = time.monotonic()
+                offer.num_behind = offer.num_pages - max(offer.num_taken, offer.first_page)
             watchers = list(offer.watchers)
         _wake(watchers)
 
@@ -210,6 +219,7 @@ class Offers:
             found = []
             while len(found) < most and (record := offer.pages.get(at + len(found))) is not None:
                 found.append(record)
+            offer.num_taken = max(offer.num_taken, at + len(found))
             if not found and offer.failure is not None and at < offer.num_pages:
                 raise Unavailable(
                     f"RTPJ-4307 OFFER_FAILED: page {at} of offer {offer.id} will not come:"
@@ -225,7 +235,11 @@ class Offers:
 
     def ack(self, offer_id: str, epoch: str) -> None:
         """End an offer whose pages have arrived; one that has ended already stays so."""
-        self._end_known(offer_id, epoch, "acknowledged")
+        offer = self._end_known(offer_id, epoch, "acknowledged")
+        if offer is not None and offer.num_behind:
+            page_bytes = offer.num_bytes // (offer.num_pages - offer.first_page)
+            seconds = time.monotonic() - offer.complete_s
+            self._on_arrival(offer.num_behind * page_bytes, seconds)
 
     def release(self, offer_id: str, epoch: str) -> None:
         """End an offer that nobody wants any more; one that has ended already stays so."""
@@ -272,19 +286,19 @@ class Offers:
             retry_after_s=RETRY_AFTER_S,
         )
 
-    def _end_known(self, offer_id: str, epoch: str, how: str) -> None:
+    def _end_known(self, offer_id: str, epoch: str, how: str) -> Offer | None:
         with self._changed:
             if epoch == self.epoch and offer_id in self._ended:
-                return
+                return None
             self._find(offer_id, epoch)
-        self._end(offer_id, how)
+        return self._end(offer_id, how)
 
-    def _end(self, offer_id: str, how: str) -> None:
-        """Drop an offer, if it is still there."""
+    def _end(self, offer_id: str, how: str) -> Offer | None:
+        """Drop an offer, if it is still there, and return it."""
         with self._changed:
             offer = self._open.pop(offer_id, None)
             if offer is None:
-                return
+                return None
             counts = self.counts
             counts.open -= 1
             counts.bytes -= offer.num_bytes
@@ -299,6 +313,7 @@ class Offers:
         _wake(watchers)
         if unfinished:
             self._on_end(offer)
+        return offer
 
     def _reap(self) -> None:
         """End what nobody asks for any more; the body of the thread."""

@@ -56,7 +56,9 @@ def test_an_engine_checks_that_room_with_its_own_pages(tiny_model, program_cache
 
 def test_what_had_no_room_is_counted():
     end, metrics = direct(FakeEnd(), max_bytes=1), Metrics()
-    transfer = Transfer(EngineConfig.from_options(**DIRECT), LAYOUT, "life", None, metrics, end)
+    transfer = Transfer(
+        EngineConfig.from_options(**DIRECT), LAYOUT, "life", None, metrics, end, lambda tokens: None
+    )
     assert end.giving.frame(0, [record_at(chain_of(range(4)), 0)]) is None
     transfer.show_counts()
     scraped = generate_latest(metrics.registry).decode()

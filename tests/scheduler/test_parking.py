@@ -280,6 +280,24 @@ def test_pages_are_published_while_the_rest_is_computed():
     assert len(published.records) == 9
 
 
+@pytest.mark.parametrize(
+    ("last_chunk", "expected"),
+    [(0, [0, 3, 6, 9]), (4, [0, 3, 6, 8, 9]), (6, [0, 3, 6, 7, 9]), (8, [0, 3, 6, 9])],
+)
+def test_what_others_wait_for_may_end_with_a_short_step(last_chunk, expected):
+    simulation = Simulation(num_pages=30, page_size=4, max_num_batched_tokens=12)
+    published = Published()
+    publication = Publication(0, published, last_chunk)
+    simulation.add(dataclasses.replace(request("p", TEXTS[0]), publication=publication))
+    counts = []
+    while simulation.scheduler.has_work or simulation.in_flight:
+        simulation.step()
+        counts.append(len(published.records))
+    simulation.run()
+    assert [*dict.fromkeys([*counts, len(published.records)])] == expected
+    assert all(record.sound for record in published.records.values())
+
+
 def test_a_long_prompt_waits_for_staging_and_nobody_overtakes_it():
     simulation = with_tiers(num_pages=60, staging_pages=10)
     only_in_tiers(simulation, 0, 1, 2)

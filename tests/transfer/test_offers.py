@@ -61,6 +61,27 @@ def test_pages_are_taken_in_order_as_far_as_they_are_there(held):
     held.ack(offer.id, "e-1")
 
 
+@pytest.mark.parametrize(("first_page", "taken", "behind"), [(0, 0, 4), (0, 3, 1), (2, 2, 2)])
+def test_it_is_told_how_long_the_last_pages_took(first_page, taken, behind):
+    told: list[tuple[int, float]] = []
+    held = offers(on_arrival=lambda num_bytes, seconds: told.append((num_bytes, seconds)))
+    offer = opened(held, first_page=first_page)
+    for at in range(first_page, 3):
+        held.publish(offer, at, record_at(CHAIN, at))
+    held.take(offer.id, "e-1", first_page, taken - first_page)
+    held.publish(offer, 3, record_at(CHAIN, 3))
+    time.sleep(0.02)
+    held.ack(offer.id, "e-1")
+    held.ack(offer.id, "e-1")  # a message that came twice
+    ((num_bytes, seconds),) = told
+    assert num_bytes == behind * LAYOUT.page_bytes
+    assert 0.02 <= seconds < 10
+    for end in (held.release, held.ack):  # neither says that pages have arrived
+        end(opened(held).id, "e-1")
+    assert len(told) == 1
+    held.close()
+
+
 def test_an_offer_ends_once_and_says_how(held, ended):
     offer = opened(held)
     held.release(offer.id, "e-1")

@@ -40,9 +40,10 @@ def service(options: argparse.Namespace) -> Iterator[dict[str, str]]:
         start = stack.enter_context
         serve = ("serve", options.model, *settings)
         workers = [start(process(*serve)) for _ in range(options.workers)]
+        waiting = ("--router-max-waiting", str(options.requests))
         behind = [word for worker in workers for word in ("--worker", worker)]
         yield {
-            policy: start(process("route", options.model, *behind, "--policy", policy))
+            policy: start(process("route", options.model, *behind, "--policy", policy, *waiting))
             for policy in options.policies
         }
 

@@ -99,6 +99,9 @@ def options(config: ServerConfig) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # Calls that Python has not seen yet: by default grpc cuts some beyond 1000, without a word.
+        ("grpc.server.max_pending_requests", MAX_CONCURRENT_RPCS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_CONCURRENT_RPCS),
         *KEEPALIVE,
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 
 import grpc
@@ -19,6 +20,7 @@ from rtp_jax.serving.client_messages import Tls
 from rtp_jax.serving.generation_service import GenerationService
 from rtp_jax.serving.server import Server
 from rtp_jax.wire import generation_pb2 as pb
+from rtp_jax.wire.generation_pb2_grpc import GenerationStub
 from tests.serving.certificates import make_authority, make_certificate
 
 
@@ -54,6 +56,16 @@ def test_a_port_of_somebody_else_is_an_error(servers):
         taken.listen()
         with pytest.raises(errors.FailedPrecondition, match="RTPJ-5205"):
             servers.start(port=taken.getsockname()[1])
+
+
+def test_calls_that_wait_for_a_busy_server_are_not_cut(running):
+    busy, number = threading.Event(), 2000  # more than grpc lets wait by itself
+    running.loop.call_soon_threadsafe(busy.wait, 30)
+    with grpc.insecure_channel(running.address) as channel:
+        ask = GenerationStub(channel).GetServerInfo
+        calls = [ask.future(pb.GetServerInfoRequest(), timeout=60) for _ in range(number)]
+        busy.set()
+        assert [call.code() for call in calls] == [grpc.StatusCode.OK] * number
 
 
 def test_beyond_loopback_wants_tls():

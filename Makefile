@@ -15,7 +15,7 @@ help:
 	echo "make demo       serve the built-in model over gRPC and stream a few answers from it"
 	echo "make cluster-demo  start four workers and a router, stream, and kill a worker"
 	echo "make test       format, lint, types and tests; at most 15 minutes"
-	echo "make test-full  the longer tests too; at most 45 minutes; writes results/"
+	echo "make test-full  the longer tests too, 20 rounds of each fault; hours; writes results/"
 	echo "make soak       hours of load; writes results/"
 	echo "make check      format, lint, types"
 	echo "make gpu-gate   compile kernels and steps for a GPU, without one; gpu-gate-full: all of them"

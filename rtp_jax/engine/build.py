@@ -276,9 +276,7 @@ def _wire(
     submission = _submission(config, decided, runner, loop, delivery, _eos_ids(decided), records)
     info = info_of(config, decided, runner, _eos_ids(decided), print_of_model)
     parts = Parts(
-        transfer=Transfer(
-            config, below.layout, info.epoch, submission, metrics, direct, below.prefill_s
-        ),
+        transfer=Transfer(config, below, info.epoch, submission, metrics, direct),
         loop=loop,
         delivery=delivery,
         submission=submission,

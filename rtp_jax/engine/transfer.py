@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from rtp_jax.config import ROLES, EngineConfig
 from rtp_jax.delivery.collector import Delta
@@ -40,41 +39,52 @@ def exchanges_pages(config: EngineConfig) -> bool:
     return config.transfer.role is not None and config.cache.enable_prefix_caching
 
 
+class Pages(Protocol):
+    """The pages of an engine."""
+
+    @property
+    def layout(self) -> KvLayout:
+        """What lies where in them."""
+        ...
+
+    def prefill_s(self, num_tokens: float) -> float | None:
+        """Predict the seconds of a step by its tokens; None: nothing was measured."""
+        ...
+
+
 class Transfer:
     """One engine among others; every method may be called from any thread."""
 
     def __init__(
         self,
         config: EngineConfig,
-        layout: KvLayout,
+        below: Pages,
         epoch: str,
         submission: Submission,
         metrics: Metrics,
         direct: Direct | None,
-        prefill_s: Callable[[float], float | None],
     ):
         """Offer nothing yet.
 
         Args:
           config: of the engine.
-          layout: of its pages.
+          below: says what its pages are, and predicts what they cost.
           epoch: of its life.
           submission: takes the requests that compute pages for others.
           metrics: what is counted.
           direct: how bytes of pages may travel beside messages.
-          prefill_s: predicts the seconds of a step by its tokens; None: nothing was measured.
 
         Raises:
           InvalidArgument: a file of the config cannot be used.
         """
-        self.layout, self.direct = layout, direct
+        self.layout, self.direct = below.layout, direct
         self.exchanges_pages = exchanges_pages(config)
         self._config, self._lock = config.transfer, threading.Lock()
         self._last_chunk = LastChunk(
             longest=config.scheduler.longest_chunk,
-            page_size=layout.page_size,
-            page_bytes=layout.page_bytes,
-            prefill_s=prefill_s,
+            page_size=self.layout.page_size,
+            page_bytes=self.layout.page_bytes,
+            prefill_s=below.prefill_s,
         )
         self.offers = Offers(
             epoch=epoch,

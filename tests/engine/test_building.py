@@ -6,9 +6,11 @@ import threading
 import pytest
 from prometheus_client import generate_latest
 
+from rtp_jax.cache.page_events import PageEvents
 from rtp_jax.config import EngineConfig
 from rtp_jax.engine import build
 from rtp_jax.engine.direct import check_room
+from rtp_jax.engine.kv_tiers import Below
 from rtp_jax.engine.transfer import Transfer
 from rtp_jax.errors import FailedPrecondition, InvalidArgument
 from rtp_jax.metrics import Metrics
@@ -56,9 +58,8 @@ def test_an_engine_checks_that_room_with_its_own_pages(tiny_model, program_cache
 
 def test_what_had_no_room_is_counted():
     end, metrics = direct(FakeEnd(), max_bytes=1), Metrics()
-    transfer = Transfer(
-        EngineConfig.from_options(**DIRECT), LAYOUT, "life", None, metrics, end, lambda tokens: None
-    )
+    below = Below(LAYOUT, None, PageEvents())
+    transfer = Transfer(EngineConfig.from_options(**DIRECT), below, "life", None, metrics, end)
     assert end.giving.frame(0, [record_at(chain_of(range(4)), 0)]) is None
     transfer.show_counts()
     scraped = generate_latest(metrics.registry).decode()

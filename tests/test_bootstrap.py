@@ -65,6 +65,15 @@ def test_a_path_is_taken_or_refused(fake_python):
         bootstrap.find_python(str(old))
 
 
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="runs outside of any environment")
+def test_an_environment_is_made_from_what_is_below_an_environment():
+    found = bootstrap.find_python(sys.executable)
+    assert found is not None
+    assert found[0] == HERE
+    assert not found[1].is_relative_to(sys.prefix)
+    assert found[1].exists()
+
+
 def test_no_python_ends_with_what_to_install(fake_python, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bootstrap.py"])
     with pytest.raises(SystemExit, match="apt install python3"):

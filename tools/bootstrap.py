@@ -21,7 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = ((3, 12), (3, 11))  # newest first; each has its constraints file
-PROBE = "import sys; print(*sys.version_info[:3], sys.executable)"
+# Of an environment that is switched on the one it was made from: it may be ours, to be made anew.
+PROBE = "import sys; print(*sys.version_info[:3], sys._base_executable)"
 NO_PYTHON = """\
 No supported Python found: rtp_jax needs Python 3.11 or 3.12.
 Looked for python3.12, python3.11 and python3 on PATH, and in the versions of pyenv.

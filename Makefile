@@ -14,7 +14,7 @@ BOOTSTRAP := python3 tools/bootstrap.py --python "$(PYTHON)"
 help:
 	echo "make demo       serve the built-in model over gRPC and stream a few answers from it"
 	echo "make cluster-demo  start four workers and a router, stream, and kill a worker"
-	echo "make test       format, lint, types and tests; at most 15 minutes"
+	echo "make test       format, lint, types and tests"
 	echo "make test-full  the longer tests too, 20 rounds of each fault; hours; writes results/"
 	echo "make soak       hours of load; writes results/"
 	echo "make check      format, lint, types"

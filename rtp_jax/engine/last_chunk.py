@@ -9,6 +9,7 @@ A short last step costs one step more, and on a slow link it saves more than tha
 predicted by what was measured; while nothing was, prompts end with a step as long as any.
 """
 
+import math
 from collections.abc import Callable
 
 from rtp_jax.cache.rates import LinearCost
@@ -47,20 +48,17 @@ class LastChunk:
         """Choose the tokens of the last step; 0: as many as there are."""
         page_size = self._page_size
         shorter = {self._longest // part // page_size * page_size for part in PARTS} - {0}
-        best, best_s = 0, self._arrival_s(self._longest)
-        for last in sorted(shorter, reverse=True):
-            if best_s is not None and (end_s := self._arrival_s(last) or best_s) < best_s:
-                best, best_s = last, end_s
-        return best
+        best = min((self._longest, *sorted(shorter, reverse=True)), key=self._arrival_s)
+        return best if best < self._longest else 0
 
-    def _arrival_s(self, last: int) -> float | None:
+    def _arrival_s(self, last: int) -> float:
         """Predict when all pages have arrived if the last tokens have a step of their own."""
         first = self._longest - last
         computed_s, travels_s = self._step_s(first), self._travels_s(first)
         last_s, last_travels_s = self._step_s(last), self._travels_s(last)
         if computed_s is None or travels_s is None or last_s is None or last_travels_s is None:
-            return None
-        return max(computed_s + travels_s, computed_s + last_s) + last_travels_s
+            return math.inf  # nothing was measured
+        return computed_s + max(travels_s, last_s) + last_travels_s
 
     def _step_s(self, num_tokens: int) -> float | None:
         return self._prefill_s(num_tokens) if num_tokens else 0.0

@@ -11,17 +11,18 @@ import dataclasses
 import functools
 import logging
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from rtp_jax.config import ROLES, EngineConfig
 from rtp_jax.delivery.collector import Delta
+from rtp_jax.engine.kv_tiers import Below
 from rtp_jax.engine.last_chunk import LastChunk
 from rtp_jax.engine.requests import Prompt, check_salt
 from rtp_jax.engine.submission import Submission
 from rtp_jax.errors import FailedPrecondition, InvalidArgument, Unavailable
 from rtp_jax.late_imports import late
 from rtp_jax.metrics import Metrics
-from rtp_jax.page_record import KvLayout, PageRecord
+from rtp_jax.page_record import PageRecord
 from rtp_jax.request import Publication
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.transfer.direct_choice import Direct
@@ -39,26 +40,13 @@ def exchanges_pages(config: EngineConfig) -> bool:
     return config.transfer.role is not None and config.cache.enable_prefix_caching
 
 
-class Pages(Protocol):
-    """The pages of an engine."""
-
-    @property
-    def layout(self) -> KvLayout:
-        """What lies where in them."""
-        ...
-
-    def prefill_s(self, num_tokens: float) -> float | None:
-        """Predict the seconds of a step by its tokens; None: nothing was measured."""
-        ...
-
-
 class Transfer:
     """One engine among others; every method may be called from any thread."""
 
     def __init__(
         self,
         config: EngineConfig,
-        below: Pages,
+        below: Below,
         epoch: str,
         submission: Submission,
         metrics: Metrics,

@@ -28,6 +28,7 @@ from tests.e2e.pair import until
 from tests.engine.workload import Case, run_together
 from tests.fault_proxy import FaultProxy
 from tests.serving.cluster import START_S, Member, free_ports
+from tests.standstills import standstills
 
 NUM_REQUESTS = 24
 SPREAD_S = 1.0  # within which the requests of a round come
@@ -74,6 +75,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start everybody; the first worker compiles what the others then load."""
+        standstills()
         self.workers[0].start().wait()
         self.restore()
 
@@ -183,7 +185,9 @@ class Answers:
     """What became of the requests of a round."""
 
     tokens: dict[int, list[list[int]]] = field(default_factory=dict)  # of those that completed
-    errors: dict[int, tuple[RtpError, float]] = field(default_factory=dict)  # seconds too late
+    errors: dict[int, tuple[RtpError, tuple[float, float]]] = field(
+        default_factory=dict
+    )  # due, seen
     seconds: list[float] = field(default_factory=list)  # of those that completed
     fetched_tokens: int = 0  # of prompts, from prefill workers
 
@@ -225,8 +229,7 @@ async def ask_all(
                 output = await client.generate(case.prompt, params, options)
                 ids = [part.token_ids for part in output.outputs]
         except RtpError as error:
-            late_s = time.monotonic() - began_s - (timeout_s or 0.0)
-            answers.errors[number] = error, late_s
+            answers.errors[number] = error, (began_s + (timeout_s or 0.0), time.monotonic())
         else:
             answers.tokens[number] = ids
             answers.fetched_tokens += output.cached_tokens.get("peer", 0) if output else 0
@@ -246,7 +249,8 @@ def check_answers(answers: Answers, work: Sequence[Case], fused: Engine) -> int:
     for number, tokens in answers.tokens.items():
         expected = [part.token_ids for part in right[number].outputs]
         assert tokens == expected, (number, work[number].params)
-    for number, (error, late_s) in answers.errors.items():
+    for number, (error, (due_s, seen_s)) in answers.errors.items():
         assert isinstance(error, DeadlineExceeded), (number, error)
+        late_s = seen_s - due_s - standstills().seconds(due_s, seen_s)
         assert late_s < LATE_S, (number, late_s, error)
     return len(answers.errors)

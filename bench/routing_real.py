@@ -2,18 +2,21 @@
 
     python -m bench.routing_real MODEL TRACE --json bench/results/routing_real.json
 
-What `bench/routing.py` simulates, with processes: a few workers that share the cores of this
-machine, a router before them, and the first requests of a trace, lengths scaled in the same way and
-times so that the load is a share of what round-robin gets through when all come at once.  Policies
-take turns, each with pages of its own (`cache_salt`), and the first turn of each is not counted.
+What `bench/routing.py` simulates, with processes: a few workers, a router before them, and the
+first requests of a trace, lengths scaled in the same way and times so that the load is a share of
+what round-robin gets through when all come at once.  Workers share the cores of this machine and so
+help each other out, unless each has a part of one to itself (`--core-share`).  Policies take turns,
+each with pages of its own (`cache_salt`), and the first turn of each is not counted.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 
+from bench.core_share import CoreShare
 from bench.record import write_record
 from bench.router_latency import process
 from bench.routing import BUDGET, LENGTH_SCALE, PAGE_SIZE, ideal_of
@@ -38,14 +41,26 @@ def service(options: argparse.Namespace) -> Iterator[dict[str, str]]:
     settings += ["--max-model-len", str(options.max_model_len), "--max-waiting", "1000"]
     with contextlib.ExitStack() as stack:
         start = stack.enter_context
-        serve = ("serve", options.model, *settings)
-        workers = [start(process(*serve)) for _ in range(options.workers)]
+        workers = []
+        for number in range(options.workers):
+            with starting(stack, number, options.core_share):
+                workers.append(start(process("serve", options.model, *settings)))
         waiting = ("--router-max-waiting", str(options.requests))
         behind = [word for worker in workers for word in ("--worker", worker)]
         yield {
             policy: start(process("route", options.model, *behind, "--policy", policy, *waiting))
             for policy in options.policies
         }
+
+
+def starting(
+    stack: contextlib.ExitStack, number: int, share: float | None
+) -> contextlib.AbstractContextManager[None]:
+    """Let a worker that is started in a block have its share of one core, if it is to have one."""
+    if share is None:
+        return contextlib.nullcontext()
+    cores = sorted(os.sched_getaffinity(0))
+    return stack.enter_context(CoreShare(share, cores[number % len(cores)])).starting()
 
 
 async def replay(address: str, trace: Trace, vocab_size: int, scale: float, salt: str) -> dict:
@@ -129,6 +144,7 @@ def main(options: argparse.Namespace) -> None:
             "requests": len(trace.lines),
             "workers": options.workers,
             "pages": options.pages,
+            "core_share": options.core_share,
             "ideal_reused": ideal,
             "rows": rows,
         }
@@ -144,6 +160,7 @@ if __name__ == "__main__":
     parser.add_argument("--pages", type=int, default=2048, help="of KV, in each worker")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.8, 0.95])
     parser.add_argument("--policies", nargs="+", default=POLICIES)
+    parser.add_argument("--core-share", type=float, help="of one core, for each worker alone")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--vocab", type=int, default=2000, help="ids of prompts lie below it")
     parser.add_argument("--json", help="file for the figures")

@@ -75,7 +75,6 @@ class Fleet:
 
     def start(self) -> None:
         """Start everybody; the first worker compiles what the others then load."""
-        standstills()
         self.workers[0].start().wait()
         self.restore()
 

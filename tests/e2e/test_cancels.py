@@ -81,7 +81,6 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tiny_model, program_cache, tmp_path_factory):
-    standstills()
     quotas = tmp_path_factory.mktemp("quotas") / "quotas.yaml"
     quotas.write_text("one: {max_in_flight: 1}\n")
     options = {"served_model_name": "fake", "transfer_lease_s": LEASE_S}

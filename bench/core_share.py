@@ -18,14 +18,15 @@ class CoreShare:
     """A share of one core, while a block runs."""
 
     def __init__(self, share: float, core: int):
-        """Args: share: of its time, above 0, at most 1.  core: which one."""
+        """Choose the core, and the share of its time: above 0, at most 1."""
         self._quota_us, self._core = int(share * PERIOD_US), core
         self._group = CONTROLLER / f"rtp-jax-bench-{os.getpid()}-{id(self)}"
 
     def __enter__(self) -> "CoreShare":
         """Make the group; whoever ends in the block may be in it.
 
-        Raises: SystemExit: this machine does not let us.
+        Raises:
+          SystemExit: this machine does not let us.
         """
         try:
             self._group.mkdir()

@@ -107,8 +107,9 @@ class RoutedEngine:
             try:
                 async with contextlib.aclosing(outputs):
                     async for output in outputs:
+                        if output.finished:  # whoever gets an error in it asks for no more
+                            self._note_end(journey, output.error)
                         yield output
-                self._note_end(journey, journey.collector.output.error)
             except RtpError as error:
                 self._note_end(journey, error)
                 raise

@@ -205,6 +205,22 @@ def test_a_deadline_holds_across_workers(router, client):
     assert time.monotonic() - began < 2
 
 
+def test_a_stream_that_fails_behind_tokens_is_counted_once(engines, router, client, monkeypatch):
+    for engine in engines:
+        runner = engine._parts.runner
+
+        def slow(batch, execute=runner.execute):
+            time.sleep(0.02)
+            return execute(batch)
+
+        monkeypatch.setattr(runner, "execute", slow)
+    stream = client.stream([5] * 20, LONG, RequestOptions(timeout_s=1.0))
+    assert next(stream).outputs[0].token_ids
+    with pytest.raises(errors.DeadlineExceeded):
+        list(stream)
+    assert ask_status(router.address).num_failed == 1
+
+
 def test_no_worker_is_said_after_a_while(router, client, workers):
     members = [Member(worker.address) for worker in workers]
     router.set_members([])

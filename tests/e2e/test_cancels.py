@@ -281,13 +281,13 @@ async def give_up(stage: Stage, phase: str, way: str, rng: random.Random) -> Non
         check_end(outcome, way)
         assert not limited or seen_s - due_s - standstills().seconds(due_s, seen_s) < LATE_S
         await soon(lambda: stage.num_open == 0, LEASE_S + LATE_S)
+        await soon(lambda: stage.name not in stage.router.engine.journeys, LATE_S)
         ids = await kept
     assert phase == "queued" or limited or stage.name in stage.decode.heard
     assert phase != "computed" or limited or stage.prefill.heard
     stage.pair.check_idle()
-    assert stage.name not in stage.router.engine.journeys
-    stage.decode.check(due_s if limited else None)
-    stage.prefill.check()
+    stage.decode.check(stage.name, due_s if limited else None)
+    stage.prefill.check(stage.name)
     stage.pair.forget()
     (alone,) = run_alone(stage.pair.fused, [neighbour])
     assert ids == alone.outputs[0].token_ids

@@ -67,13 +67,13 @@ class Watched:
         running = self.scheduler._roster.running.copied()
         return len({page for tracked in running for page in tracked.sequence.pages})
 
-    def check(self, deadline_s: float | None = None) -> None:
-        """Hold what was given up against the steps that it took, and forget it."""
+    def check(self, request_id: str, deadline_s: float | None = None) -> None:
+        """Hold what was given up, or had a deadline, against the steps that it took; forget it."""
         assert self.lost == []
         heard = dict(self.heard)
-        if deadline_s is not None:
+        if deadline_s is not None and request_id in self.gone:
             late = sum(began_s < deadline_s + SLACK_S for began_s in self.began_s)
-            heard = dict.fromkeys(self.gone, late) | heard
+            heard = {request_id: late} | heard
         for request_id, steps in heard.items():
             assert self.gone[request_id] - steps <= MOST_STEPS, (request_id, steps, self.gone)
         self.forget()

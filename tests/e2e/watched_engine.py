@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 
 from rtp_jax import Engine
 from rtp_jax.engine.loop import Abort
@@ -67,15 +68,14 @@ class Watched:
         running = self.scheduler._roster.running.copied()
         return len({page for tracked in running for page in tracked.sequence.pages})
 
-    def check(self, request_id: str, deadline_s: float | None = None) -> None:
+    def check(self, deadlines: Mapping[str, float] = {}) -> None:
         """Hold what was given up, or had a deadline, against the steps that it took; forget it."""
         assert self.lost == []
         heard = dict(self.heard)
-        if deadline_s is not None and request_id in self.gone:
-            late = sum(began_s < deadline_s + SLACK_S for began_s in self.began_s)
-            heard = {request_id: late} | heard
-        for request_id, steps in heard.items():
-            assert self.gone[request_id] - steps <= MOST_STEPS, (request_id, steps, self.gone)
+        for name in deadlines.keys() & self.gone.keys() - heard.keys():
+            heard[name] = sum(began_s < deadlines[name] + SLACK_S for began_s in self.began_s)
+        for name, steps in heard.items():
+            assert self.gone[name] - steps <= MOST_STEPS, (name, steps, self.gone)
         self.forget()
 
     def forget(self) -> None:

@@ -84,6 +84,8 @@ class Attempts:
                 placing.finished(request_id, journey.num_output_tokens)
             except Lost as lost:
                 placing.failed(request_id)
+                if journey.finished:  # what broke came behind its end
+                    return
                 tries = 1 if journey.num_output_tokens > had else tries + 1
                 self._note_loss(journey, lost.address, avoid)
                 if tries >= self._max_tries and not journey.aborted:

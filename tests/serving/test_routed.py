@@ -10,7 +10,9 @@ import time
 import pytest
 
 from rtp_jax import SamplingParams, errors
+from rtp_jax.request import FinishReason
 from rtp_jax.serving.async_client import AsyncClient
+from rtp_jax.serving.attempts import Lost
 from rtp_jax.serving.client import Client
 from rtp_jax.serving.client_messages import RequestOptions
 from rtp_jax.serving.main import main
@@ -203,6 +205,7 @@ def test_a_deadline_holds_across_workers(router, client):
         for _ in client.stream([5] * 20, LONG, RequestOptions(timeout_s=0.05)):
             pass
     assert time.monotonic() - began < 2
+    assert ask_status(router.address).num_failed == 1
 
 
 def test_a_stream_that_fails_behind_tokens_is_counted_once(engines, router, client, monkeypatch):
@@ -219,6 +222,20 @@ def test_a_stream_that_fails_behind_tokens_is_counted_once(engines, router, clie
     with pytest.raises(errors.DeadlineExceeded):
         list(stream)
     assert ask_status(router.address).num_failed == 1
+
+
+def test_what_breaks_behind_the_end_of_an_answer_is_no_failure(router, client, monkeypatch):
+    async def without_a_token(journey, choice):
+        for output in journey.end(FinishReason.STOP, None):
+            yield output
+        raise Lost(errors.Unavailable("RTPJ-9999 GARBLED: a test says so."), choice.worker)
+
+    attempts = router.engine._attempts
+    monkeypatch.setattr(attempts, "_from_worker", without_a_token)
+    monkeypatch.setattr(attempts, "_max_tries", 1)
+    answer = client.generate([5] * 20, LONG)
+    assert answer.outputs[0].finish_reason == "stop"
+    assert ask_status(router.address).num_failed == 0
 
 
 def test_no_worker_is_said_after_a_while(router, client, workers):

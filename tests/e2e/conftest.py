@@ -21,6 +21,13 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say at the end how much time the bounds left out."""
+    still_s = standstills().seconds()
+    if still_s > 0:
+        terminalreporter.write_line(f"The machine stood still for {still_s:.2f} s.")
+
+
 @pytest.fixture(autouse=True)
 def forgotten(request):
     """Begin with empty prefix caches, and end with nothing left."""

@@ -179,14 +179,21 @@ def requests_of(name: str, count: int = NUM_REQUESTS) -> list[Case]:
     return made
 
 
+@dataclass(frozen=True)
+class Failure:
+    """How a request failed, by when it was due, and when that was seen, of `time.monotonic`."""
+
+    error: RtpError
+    due_s: float
+    seen_s: float
+
+
 @dataclass
 class Answers:
     """What became of the requests of a round."""
 
     tokens: dict[int, list[list[int]]] = field(default_factory=dict)  # of those that completed
-    errors: dict[int, tuple[RtpError, tuple[float, float]]] = field(
-        default_factory=dict
-    )  # due, seen
+    errors: dict[int, Failure] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)  # of those that completed
     fetched_tokens: int = 0  # of prompts, from prefill workers
 
@@ -228,7 +235,8 @@ async def ask_all(
                 output = await client.generate(case.prompt, params, options)
                 ids = [part.token_ids for part in output.outputs]
         except RtpError as error:
-            answers.errors[number] = error, (began_s + (timeout_s or 0.0), time.monotonic())
+            due_s = began_s + (timeout_s or 0.0)
+            answers.errors[number] = Failure(error, due_s, time.monotonic())
         else:
             answers.tokens[number] = ids
             answers.fetched_tokens += output.cached_tokens.get("peer", 0) if output else 0
@@ -248,8 +256,8 @@ def check_answers(answers: Answers, work: Sequence[Case], fused: Engine) -> int:
     for number, tokens in answers.tokens.items():
         expected = [part.token_ids for part in right[number].outputs]
         assert tokens == expected, (number, work[number].params)
-    for number, (error, (due_s, seen_s)) in answers.errors.items():
-        assert isinstance(error, DeadlineExceeded), (number, error)
-        late_s = seen_s - due_s - standstills().seconds(due_s, seen_s)
-        assert late_s < LATE_S, (number, late_s, error)
+    for number, failure in answers.errors.items():
+        assert isinstance(failure.error, DeadlineExceeded), (number, failure)
+        late_s = standstills().spent_s(failure.due_s, failure.seen_s)
+        assert late_s < LATE_S, (number, late_s, failure)
     return len(answers.errors)

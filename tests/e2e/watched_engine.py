@@ -3,11 +3,14 @@
 import threading
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from rtp_jax import Engine
 from rtp_jax.engine.loop import Abort
+from rtp_jax.request import Request
 
 MOST_STEPS = 2
+NONE: Mapping[str, float] = MappingProxyType({})
 SLACK_S = 0.1  # a worker's deadline is later than its client's by the way of the request
 
 
@@ -40,8 +43,10 @@ class Watched:
         return self._execute(batch)
 
     def send(self, message) -> None:
-        """Note when a request is given up."""
-        if isinstance(message, Abort) and message.request_id in self._seen:
+        """Note when a request is given up; one that comes again has a life of its own."""
+        if isinstance(message, Request):
+            self.heard.pop(message.id, None)
+        elif isinstance(message, Abort) and message.request_id in self._seen:
             self.heard.setdefault(message.request_id, len(self.began_s))
         self._send(message)
 
@@ -51,6 +56,8 @@ class Watched:
         if plan is not None:
             self.began_s.append(now_s)
         live = set(self.scheduler._roster.groups)
+        for request_id in live & self.gone.keys():
+            del self.gone[request_id]
         for request_id in self._seen - live - set(self.gone):
             self.gone[request_id] = len(self.began_s)
             if self.num_used() != self.num_held():
@@ -68,12 +75,13 @@ class Watched:
         running = self.scheduler._roster.running.copied()
         return len({page for tracked in running for page in tracked.sequence.pages})
 
-    def check(self, deadlines: Mapping[str, float] = {}) -> None:
+    def check(self, deadlines: Mapping[str, float] = NONE) -> None:
         """Hold what was given up, or had a deadline, against the steps that it took; forget it."""
         assert self.lost == []
         heard = dict(self.heard)
-        for name in deadlines.keys() & self.gone.keys() - heard.keys():
-            heard[name] = sum(began_s < deadlines[name] + SLACK_S for began_s in self.began_s)
+        for name in deadlines.keys() & self.gone.keys():
+            due = sum(began_s < deadlines[name] + SLACK_S for began_s in self.began_s)
+            heard[name] = min(due, heard.get(name, due))
         for name, steps in heard.items():
             assert self.gone[name] - steps <= MOST_STEPS, (name, steps, self.gone)
         self.forget()

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from bench.core_share import CoreShare
 from bench.record import write_record
 from bench.router_latency import process
-from bench.routing import BUDGET, LENGTH_SCALE, PAGE_SIZE, ideal_of
+from bench.routing import BUDGET, LENGTH_SCALE, PAGE_SIZE, ideal_of, parts_of, requests_of
 from rtp_jax import SamplingParams
 from rtp_jax.benchmark.trace import Trace, read_trace
-from rtp_jax.router.simulator import percentile
+from rtp_jax.router.simulator import Served
 from rtp_jax.sampling_params import OutputKind
 from rtp_jax.serving.async_client import AsyncClient
 from rtp_jax.serving.client_messages import RequestOptions
@@ -30,7 +30,7 @@ from rtp_jax.serving.client_messages import RequestOptions
 POLICIES = ("round_robin", "least_tokens", "ttft")
 WARM = 200  # requests of the turn that is not counted
 MAX_TOKENS = 32  # of an answer: decoding is not what is compared
-COLUMNS = ("load", "policy", "ttft_p50_s", "ttft_p95_s", "reused", "took_s")
+COLUMNS = ("load", "policy", "turn", "part", "ttft_p50_s", "ttft_p95_s", "reused", "took_s")
 
 
 @contextlib.contextmanager
@@ -63,19 +63,19 @@ def starting(
     return stack.enter_context(CoreShare(share, cores[number % len(cores)])).starting()
 
 
-async def replay(address: str, trace: Trace, vocab_size: int, scale: float, salt: str) -> dict:
-    """Send the requests as they came, times a scale; return what was seen."""
+async def replay(
+    address: str, trace: Trace, vocab_size: int, scale: float, salt: str
+) -> tuple[list[Served], float]:
+    """Send the requests as they came, times a scale; return what was seen and how long it took."""
     prompts = list(trace.prompts(vocab_size, (7,)))
-    ttft: list[float] = []
-    reused = 0
+    served = [Served(request) for request in requests_of(trace, scale)]
     async with AsyncClient(address) as client:
         began_s = time.perf_counter()
 
         async def one(number: int) -> None:
-            nonlocal reused
             line = trace.lines[number]
             await asyncio.sleep((line.at_s or 0.0) * scale - (time.perf_counter() - began_s))
-            sent_s, first_s = time.perf_counter(), None
+            sent_s, mine = time.perf_counter(), served[number]
             params = SamplingParams(
                 temperature=0.0,
                 max_tokens=min(line.num_output_tokens or 1, MAX_TOKENS),
@@ -84,20 +84,13 @@ async def replay(address: str, trace: Trace, vocab_size: int, scale: float, salt
             )
             options = RequestOptions(cache_salt=salt)
             async for output in client.stream(list(prompts[number]), params, options):
-                if first_s is None:
-                    first_s = time.perf_counter() - sent_s
-                    reused += output.num_cached_tokens
-            assert first_s is not None
-            ttft.append(first_s)
+                if mine.ttft_s < 0:
+                    mine.ttft_s = time.perf_counter() - sent_s
+                    mine.reused_tokens = output.num_cached_tokens
+            assert mine.ttft_s >= 0
 
         await asyncio.gather(*(one(number) for number in range(len(trace.lines))))
-        took_s = time.perf_counter() - began_s
-    return {
-        "ttft_p50_s": percentile(ttft, 0.5),
-        "ttft_p95_s": percentile(ttft, 0.95),
-        "reused": reused / sum(len(prompt) for prompt in prompts),
-        "took_s": took_s,
-    }
+    return served, time.perf_counter() - began_s
 
 
 async def measure(routers: dict[str, str], trace: Trace, options: argparse.Namespace) -> list[dict]:
@@ -107,16 +100,18 @@ async def measure(routers: dict[str, str], trace: Trace, options: argparse.Names
     few = Trace(trace.lines[:WARM], trace.block_tokens)
     for policy, address in routers.items():
         await replay(address, few, options.vocab, 0.0, f"warm {policy}")
-    saturated_s = (await replay(routers[any_policy], trace, options.vocab, 0.0, "full"))["took_s"]
+    _, saturated_s = await replay(routers[any_policy], trace, options.vocab, 0.0, "full")
     print(f"{any_policy} serves all of them in {saturated_s:.1f} s when they come at once")
     rows = []
     for load in options.loads:
         for turn in range(options.rounds):
             for policy, address in routers.items():
                 scale = saturated_s / load / trace_s
-                seen = await replay(address, trace, options.vocab, scale, f"{policy} {load} {turn}")
-                rows.append({"load": load, "policy": policy, "turn": turn} | seen)
-                show(rows[-1])
+                salt = f"{policy} {load} {turn}"
+                served, took_s = await replay(address, trace, options.vocab, scale, salt)
+                for row in parts_of(load, policy, served):
+                    rows.append(row | {"turn": turn, "took_s": took_s})
+                    show(rows[-1])
     return rows
 
 
@@ -133,11 +128,11 @@ def main(options: argparse.Namespace) -> None:
     )
     longest = max((line.num_prompt_tokens or 1) for line in trace.lines)
     options.max_model_len = longest + MAX_TOKENS + 1
-    ideal = ideal_of(trace)[-1]["reused"]
+    ideal = {row["part"]: row["reused"] for row in ideal_of(trace)}
     print("".join(f"{name:>14}" for name in COLUMNS))
     with service(options) as routers:
         rows = asyncio.run(measure(routers, trace, options))
-    print(f"one worker that never forgets would reuse {ideal:.1%}")
+    print(f"one worker that never forgets would reuse {ideal['all']:.1%}")
     if options.json:
         figures = {
             "model": options.model.rsplit("/", 1)[-1],
@@ -160,7 +155,9 @@ if __name__ == "__main__":
     parser.add_argument("--pages", type=int, default=2048, help="of KV, in each worker")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.8, 0.95])
     parser.add_argument("--policies", nargs="+", default=POLICIES)
-    parser.add_argument("--core-share", type=float, help="of one core, for each worker alone")
+    parser.add_argument(
+        "--core-share", type=float, help="of one core, for each worker alone (root)"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--vocab", type=int, default=2000, help="ids of prompts lie below it")
     parser.add_argument("--json", help="file for the figures")

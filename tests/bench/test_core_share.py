@@ -31,10 +31,20 @@ def test_a_process_gets_its_share_and_no_more():
             busy = subprocess.Popen(
                 [sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
-        assert os.sched_getaffinity(0) == before
-        assert os.sched_getaffinity(busy.pid) == {core}
-        said, _ = busy.communicate(b"go\n", timeout=60)
+        try:
+            assert os.sched_getaffinity(0) == before
+            assert os.sched_getaffinity(busy.pid) == {core}
+            said, _ = busy.communicate(b"go\n", timeout=60)
+        finally:
+            busy.kill()
+            busy.wait()
     assert 0 < float(said) < 0.5
+
+
+@pytest.mark.parametrize("share", [-1.0, 0.0, 0.09, 1.1])
+def test_a_share_that_nobody_can_have_is_refused(share):
+    with pytest.raises(SystemExit, match=r"0\.1 to 1 of a core"):
+        CoreShare(share, 0)
 
 
 def test_a_machine_without_control_groups_is_named(monkeypatch, tmp_path):

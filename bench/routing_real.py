@@ -13,10 +13,8 @@ import argparse
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from bench.core_share import CoreShare
 from bench.record import write_record
@@ -123,19 +121,11 @@ def show(row: dict) -> None:
     print("".join(f"{c:>14.4g}" if isinstance(c, float) else f"{c:>14}" for c in cells), flush=True)
 
 
-def behind(trace: Trace, skip: int) -> Trace:
-    """Leave out the first requests of a trace: it begins with the one behind them."""
-    began_s = trace.lines[skip].at_s or 0.0
-    lines = (replace(line, at_s=(line.at_s or 0.0) - began_s) for line in trace.lines[skip:])
-    return replace(trace, lines=tuple(lines))
-
-
 def main(options: argparse.Namespace) -> None:
-    """Print and keep one row for each run."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers end with this process
-    most = options.skip + options.requests
-    read = read_trace(options.trace, most=most, length_scale=LENGTH_SCALE, time_scale=1.0)
-    trace = behind(read, options.skip)
+    """Print and keep one row for each run and part of the trace."""
+    trace = read_trace(
+        options.trace, most=options.requests, length_scale=LENGTH_SCALE, time_scale=1.0
+    )
     longest = max((line.num_prompt_tokens or 1) for line in trace.lines)
     options.max_model_len = longest + MAX_TOKENS + 1
     ideal = {row["part"]: row["reused"] for row in ideal_of(trace)}
@@ -146,7 +136,6 @@ def main(options: argparse.Namespace) -> None:
     if options.json:
         figures = {
             "model": options.model.rsplit("/", 1)[-1],
-            "skipped": options.skip,
             "requests": len(trace.lines),
             "workers": options.workers,
             "pages": options.pages,
@@ -162,7 +151,6 @@ if __name__ == "__main__":
     parser.add_argument("model", help="folder or name")
     parser.add_argument("trace", help="JSON lines: timestamp, input_length, hash_ids, ...")
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--skip", type=int, default=0, help="requests, for a later part")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--pages", type=int, default=2048, help="of KV, in each worker")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.6, 0.8, 0.95])

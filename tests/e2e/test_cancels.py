@@ -289,7 +289,7 @@ async def give_up(stage: Stage, phase: str, way: str, rng: random.Random) -> Non
     assert phase != "computed" or limited or stage.prefill.heard
     stage.pair.check_idle()
     stage.decode.check({stage.name: due_s} if limited else {})
-    stage.prefill.check()
+    stage.prefill.check({})
     stage.pair.forget()
     (alone,) = run_alone(stage.pair.fused, [neighbour])
     assert ids == alone.outputs[0].token_ids

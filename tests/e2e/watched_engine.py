@@ -3,14 +3,12 @@
 import threading
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from rtp_jax import Engine
 from rtp_jax.engine.loop import Abort
 from rtp_jax.request import Request
 
 MOST_STEPS = 2
-NONE: Mapping[str, float] = MappingProxyType({})
 SLACK_S = 0.1  # a worker's deadline is later than its client's by the way of the request
 
 
@@ -75,7 +73,7 @@ class Watched:
         running = self.scheduler._roster.running.copied()
         return len({page for tracked in running for page in tracked.sequence.pages})
 
-    def check(self, deadlines: Mapping[str, float] = NONE) -> None:
+    def check(self, deadlines: Mapping[str, float]) -> None:
         """Hold what was given up, or had a deadline, against the steps that it took; forget it."""
         assert self.lost == []
         heard = dict(self.heard)

@@ -26,7 +26,6 @@ from rtp_jax.wire.kv_pb2_grpc import KvTransferStub
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
-CALL_S = 2.0  # the longest that a peer may take for anything but a pull
 END_S = 2.0
 MAX_REASON_CHARS = 400
 FIRST_REST_S, LONGEST_REST_S = 0.5, 30.0
@@ -37,7 +36,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # that connecting may take, a greeting of TLS included
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 # What a stream that breaks on its way ends with; an answer of the peer itself is final.
@@ -96,8 +95,12 @@ class Peer:
             return None
         return self._differs or f"it failed, and is left alone for another {left_s:.1f} s"
 
-    def hello(self, timeout_s: float) -> pb.HelloResponse:
+    def hello(self, timeout_s: float, *, fatal: bool) -> pb.HelloResponse:
         """Compare layouts, once in the life of the peer's engine.
+
+        Args:
+          timeout_s: that it may take.
+          fatal: that is long enough for a sound peer, so one that takes longer is left alone.
 
         Raises:
           grpc.RpcError: it does not answer, or its layout differs.
@@ -107,9 +110,9 @@ class Peer:
                 if (reason := self.obstacle()) is not None:
                     raise Refused(reason)
                 try:
-                    self._hello = self._greeted(max(timeout_s, 1e-3))
+                    self._hello = self._greeted(timeout_s)
                 except grpc.RpcError as error:
-                    if timeout_s >= CALL_S or code_of(error) is not DEADLINE:
+                    if fatal or code_of(error) is not DEADLINE:
                         self._leave_alone(error)
                     raise
             return self._hello

@@ -4,8 +4,10 @@
 
 A page is handed on only after its place, identity, size and digest were checked, each exactly once
 and in order.  What has arrived stays: the next candidate is asked for the rest.  Nothing is raised:
-pages that do not come are computed by whoever wanted them.  Every call has a deadline, and none is
-later than the request's own.
+pages that do not come are computed by whoever wanted them.
+
+A peer is left as soon as nothing was heard of it for `stall_s`, whatever it was asked: a peer that
+still computes answers a pull without pages in time.  No call outlasts the request's own deadline.
 """
 
 import time
@@ -16,14 +18,13 @@ import grpc
 
 from rtp_jax.page_record import PageRecord
 from rtp_jax.transfer.assembly import AskedPage, Assembly, Corrupt
-from rtp_jax.transfer.carrier import Carrier
 from rtp_jax.transfer.direct import DirectFailed
-from rtp_jax.transfer.peer import CALL_S, DEADLINE, Peer, code_of
+from rtp_jax.transfer.peer import DEADLINE, Peer, code_of
 from rtp_jax.transfer.stop import Stop
 from rtp_jax.wire import kv_pb2 as pb
 
 WAIT_S = 0.25  # that a pull may take before it is renewed; so a stopped reader loses its lease
-STALL_S = 3.0  # beyond that, the peer does not answer any more
+STALL_S = 3.0  # for which a peer may say nothing, at most
 OFFER_TRIES, PAUSE_S = 3, 0.02  # of a call that breaks on its way
 MAX_BROKEN = 3  # streams of one offer, one after another, without a page
 
@@ -78,12 +79,20 @@ class Pull:
         wait_s: float = WAIT_S,
         stall_s: float = STALL_S,
     ):
-        """Prepare to ask peers, best first, until `stop` is set."""
+        """Prepare to ask peers, best first, until `stop` is set.
+
+        Args:
+          wanted: which pages.
+          peers: who may have them.
+          stop: set when nobody wants them any more.
+          wait_s: that a peer may take to answer a pull for which it has nothing yet.
+          stall_s: for which a peer may say nothing, beyond that.
+        """
         self.result = Pulled()
         self._wanted, self._peers, self._stop = wanted, peers, stop
         self._wait_s, self._stall_s = wait_s, stall_s
         self._fetched: list[int] = []  # ids that the peer may not know of yet
-        self._began_s = time.monotonic()
+        self._began_s = self._heard_s = time.monotonic()
 
     def records(self) -> Iterator[PageRecord]:
         """Yield pages in order until all are here, nobody has them, or the time is up.
@@ -116,6 +125,7 @@ class Pull:
     def _from(self, peer: Peer) -> Iterator[PageRecord]:
         """Yield the pages that one peer has."""
         offer: pb.OfferResponse | None = None
+        self._hear()
         try:
             offer = self._offered(peer)
             self._check_offer(offer, peer)
@@ -144,7 +154,8 @@ class Pull:
         """
         wanted, tries = self._wanted, OFFER_TRIES
         while True:
-            hello = peer.hello(min(CALL_S, self._left_s()))
+            hello = peer.hello(self._patience_s(), fatal=self._left_s() > self._stall_s)
+            self._hear()
             request = pb.OfferRequest(
                 request_id=wanted.request_id,
                 token_ids=wanted.token_ids,
@@ -156,9 +167,8 @@ class Pull:
                 priority=wanted.priority,
             )
             began_s = time.monotonic()
-            timeout_s = max(min(CALL_S, self._left_s()), 1e-3)
             try:
-                offer = peer.ask(peer.stub.Offer, request, timeout_s)
+                offer = peer.ask(peer.stub.Offer, request, self._patience_s())
             except grpc.RpcError as error:
                 worth_it = peer.was_restarted(error) or peer.may_pull_again(error)
                 tries -= 1
@@ -166,7 +176,8 @@ class Pull:
                     raise
                 time.sleep(PAUSE_S)  # the next one may still find the connection that broke
             else:
-                self.result.offered_s = time.monotonic() - began_s
+                self._hear()
+                self.result.offered_s = self._heard_s - began_s
                 return offer
 
     def _check_offer(self, offer: pb.OfferResponse, peer: Peer) -> None:
@@ -185,6 +196,8 @@ class Pull:
             except (grpc.RpcError, Corrupt, DirectFailed, _Broken) as error:
                 if self._stop.is_set():
                     return
+                if isinstance(error, DirectFailed):
+                    self._hear()  # the peer has spoken, and is now asked for frames
                 broken = 1 if self.result.num_pages > before else broken + 1
                 self.result.num_broken += 1
                 again = not isinstance(error, grpc.RpcError) or peer.may_pull_again(error)
@@ -203,17 +216,19 @@ class Pull:
             direct=carrier.direct,
             fetched=self._fetched,
         )
-        timeout_s = max(min(self._wait_s + self._stall_s, left_s), 1e-3)
+        timeout_s = self._patience_s(request.wait_s)
         assembly = Assembly(self._wanted.pages, before, self._wanted.first_page, peer.layout)
         call = peer.stub.Pull(request, timeout=timeout_s, metadata=peer.metadata)
         try:
             with self._stop.waking(call.cancel):  # or a cancel would wait for the next page
                 for frame in call:
+                    self._hear()
                     self._told(request)
                     payloads = carrier.payloads(frame, began_s + timeout_s)
                     for record in assembly.pages(frame, payloads):
                         self._count(record, direct=frame.direct != 0)
                         yield record
+                    self._hear()  # from now on we listen again
                     if assembly.complete or self._stop.is_set():
                         return
         except Corrupt as error:
@@ -221,16 +236,18 @@ class Pull:
             carrier.doubt(str(error))
             raise
         except grpc.RpcError as error:
-            if not self._outlasted(error, carrier, before):
+            if not self._outlasted(error, before):
                 raise
+        else:
+            self._hear()
         finally:
             call.cancel()  # what is behind the last page that we want, or behind a bad one
         if self._at == before and time.monotonic() - began_s < request.wait_s / 2:
             raise _Broken("it ended a stream without a page and without waiting for one")
 
-    def _outlasted(self, error: grpc.RpcError, carrier: Carrier, before: int) -> bool:
-        """Tell whether a stream only ran out of time while bytes came another way."""
-        return carrier.direct and code_of(error) is DEADLINE and self._at > before
+    def _outlasted(self, error: grpc.RpcError, before: int) -> bool:
+        """Tell whether a stream only ran out of time while pages came: the next one goes on."""
+        return code_of(error) is DEADLINE and self._at > before
 
     def _told(self, request: pb.PullRequest) -> None:
         """Forget the ids that a request told the peer, now that it has answered."""
@@ -243,6 +260,15 @@ class Pull:
             result.first_page_s = time.monotonic() - self._began_s
         result.num_pages += 1
         result.num_bytes += len(record.payload)
+
+    def _hear(self) -> None:
+        """Note a sign of life, or that we begin to wait for one."""
+        self._heard_s = time.monotonic()
+
+    def _patience_s(self, wait_s: float = 0.0) -> float:
+        """Say how much longer a peer may say nothing if it may take `wait_s` to answer."""
+        until_s = min(self._heard_s + wait_s + self._stall_s, self._wanted.deadline_s)
+        return max(until_s - time.monotonic(), 1e-3)
 
     def _left_s(self) -> float:
         return self._wanted.deadline_s - time.monotonic()

@@ -181,17 +181,44 @@ def test_a_reader_who_comes_after_the_lease_gets_nothing(peers, start):
     assert server.prefiller.offers.counts.expired == 1
 
 
-def test_a_stopped_peer_costs_the_stall_time_once(peers, start):
-    server = start(lease_s=1.0)
-    with FaultProxy(server.port) as proxy:
-        assert pulled(peers, wanted(2), proxy.address).num_pages == 2
+@pytest.mark.parametrize("asked", ["Hello", "Offer", "Pull"])
+def test_a_silent_peer_costs_the_stall_time_once_whatever_it_is_asked(peers, start, asked):
+    def silent(proxy) -> None:
         proxy.stopped = True
+
+    server, other, stall_s = start(lease_s=1.0, gap_s=0.02), start(epoch="e-2"), 0.2
+    with FaultProxy(server.port) as proxy:
+        if asked == "Hello":
+            silent(proxy)
+        else:  # it is known already
+            assert pulled(peers, wanted(2), proxy.address).num_pages == 2
+        if asked == "Offer":
+            silent(proxy)
+        on_page = {"on_page": lambda at: silent(proxy)} if asked == "Pull" else {}
         began = time.monotonic()
-        patience = {"wait_s": 0.1, "stall_s": 0.2}
-        result = pulled(peers, wanted(2, seed=1, within_s=0.4), proxy.address, **patience)
-        assert time.monotonic() - began < 1.0
+        both = (proxy.address, other.address)
+        result = pulled(peers, wanted(9, seed=1), *both, wait_s=0.1, stall_s=stall_s, **on_page)
+        assert stall_s * 0.9 < time.monotonic() - began < 1.0
+        assert result.whole
         assert "DEADLINE_EXCEEDED" in result.failures[0]
+        assert peers.at([proxy.address])[0].obstacle() is not None
         proxy.stopped = False
+
+
+def test_a_peer_that_computes_for_long_is_not_silent(peers, start):
+    server = start(gap_s=0.35)
+    result = pulled(peers, wanted(3), server.address, wait_s=0.1, stall_s=0.2)
+    assert result.whole
+    assert (result.num_broken, result.failures) == (0, [])
+
+
+def test_a_slow_reader_does_not_take_its_peer_for_silent(peers, start):
+    server = start(frame_bytes=LAYOUT.page_bytes)
+    patience = {"wait_s": 0.1, "stall_s": 0.15}
+    slow = {"on_page": lambda at: time.sleep(0.1)}
+    result = pulled(peers, wanted(9), server.address, **patience, **slow)
+    assert result.whole
+    assert (result.num_broken, result.failures) == (0, [])
 
 
 def test_a_pull_ends_with_its_deadline(peers, start):

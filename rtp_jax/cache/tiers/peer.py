@@ -17,7 +17,8 @@ from rtp_jax.transfer.hop import Hop
 from rtp_jax.transfer.stop import Stop
 
 transfer = late("rtp_jax.transfer.pull")  # and grpc
-PATIENCE_S = 120.0  # that a request without a deadline waits; a peer that hangs shows much earlier
+PATIENCE_S = 120.0  # that a request without a deadline waits; a silent peer is left much earlier
+LEAST_STALL_S = 0.5  # a pause that a sound worker may make, and the network
 RESERVE = 1.5  # of the time that computing takes here: what is kept of a deadline for it
 
 
@@ -71,7 +72,8 @@ class PeerTier:
         """Yield pages as peers compute them."""
         asker = self._asker()
         peers = asker.peers().at(wanted.request.prefill_at)
-        pull = transfer.Pull(self._asked(wanted), peers, stop)
+        stall_s = self._stall_s(len(wanted))
+        pull = transfer.Pull(self._asked(wanted), peers, stop, stall_s=stall_s)
         try:
             yield from pull.records()
         finally:
@@ -112,6 +114,13 @@ class PeerTier:
             priority=request.priority,
             deadline_s=self._until_s(wanted),
         )
+
+    def _stall_s(self, num_pages: int) -> float:
+        """Say for how long a peer may say nothing: no longer than computing here takes."""
+        own_s = self._compute_s(num_pages * self._page_size)
+        if own_s is None:
+            return transfer.STALL_S
+        return min(max(own_s, LEAST_STALL_S), transfer.STALL_S)
 
     def _until_s(self, wanted: Wanted) -> float:
         """Say when waiting ends, so that the request can still be served from here."""

@@ -19,15 +19,15 @@ LEAST = 0.1  # a millisecond in each period
 class CoreShare:
     """A share of one core, while a block runs."""
 
-    def __init__(self, share: float, core: int):
-        """Choose the core, and the share of its time.
+    def __init__(self, share: float, number: int):
+        """Choose the core by the number of the process, and the share of its time.
 
         Raises:
           SystemExit: Linux gives no such share.
         """
         if not LEAST <= share <= 1:
             raise SystemExit(f"--core-share {share:g}: a worker can have {LEAST:g} to 1 of a core.")
-        self._quota_us, self._core = int(share * PERIOD_US), core
+        self._quota_us, self._number = int(share * PERIOD_US), number
         self._group = CONTROLLER / f"rtp-jax-bench-{os.getpid()}-{id(self)}"
 
     def __enter__(self) -> "CoreShare":
@@ -57,7 +57,7 @@ class CoreShare:
         """Let what is started in a block be on the core, and from its end on with its share."""
         cores, home = os.sched_getaffinity(0), _group_of_this_process()
         try:
-            os.sched_setaffinity(0, {self._core})
+            os.sched_setaffinity(0, {sorted(cores)[self._number % len(cores)]})
             (self._group / "cgroup.procs").write_text(str(os.getpid()))
             yield
         finally:

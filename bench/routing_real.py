@@ -12,7 +12,6 @@ each with pages of its own (`cache_salt`), and the first turn of each is not cou
 import argparse
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -59,8 +58,7 @@ def starting(
     """Let a worker that is started in a block have its share of one core, if it is to have one."""
     if share is None:
         return contextlib.nullcontext()
-    cores = sorted(os.sched_getaffinity(0))
-    return stack.enter_context(CoreShare(share, cores[number % len(cores)])).starting()
+    return stack.enter_context(CoreShare(share, number)).starting()
 
 
 async def replay(

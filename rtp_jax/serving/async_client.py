@@ -10,11 +10,11 @@ from rtp_jax.errors import RtpError, Unavailable
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client_messages import (
-    CHANNEL_OPTIONS,
     RequestOptions,
     Tls,
     call_metadata,
     call_timeout_s,
+    channel_options,
     generate_request,
     score_request,
 )
@@ -32,13 +32,13 @@ class AsyncClient:
         self, address: str | Sequence[str], *, token: str | None = None, tls: Tls | None = None
     ):
         """Prepare a connection, on the running loop; arguments as for `Client`."""
+        targets = parsed_targets(address)
+        options = channel_options(len(targets))
         if tls is None:
-            channels = [aio.insecure_channel(a, CHANNEL_OPTIONS) for a in parsed_targets(address)]
+            channels = [aio.insecure_channel(each, options) for each in targets]
         else:
             trust = tls.credentials()
-            channels = [
-                aio.secure_channel(a, trust, CHANNEL_OPTIONS) for a in parsed_targets(address)
-            ]
+            channels = [aio.secure_channel(each, trust, options) for each in targets]
         self._channels, self._stubs = channels, [GenerationStub(each) for each in channels]
         self._metadata = call_metadata(token)
 

@@ -199,7 +199,7 @@ class Attempts:
             )
         if isinstance(ours, Unauthenticated):  # of the router's token, and not of its client's
             return Lost(_gone(link, f"it refuses worker_token_file's token: {ours}"), link.address)
-        again = journey is not None and (journey.num_lost or any(journey.request.resumed))
+        again = journey is not None and (journey.num_lost or journey.request.resumed)
         if ours.kind in ELSEWHERE or (isinstance(ours, AlreadyExists) and again):
             return Lost(ours, link.address)  # or a call before is gone and its worker not aware
         if isinstance(ours, Cancelled) and link.leaving and not (journey and journey.aborted):

@@ -19,11 +19,11 @@ from rtp_jax.errors import Cancelled, DeadlineExceeded, RtpError, Unavailable
 from rtp_jax.outputs import RequestOutput, ScoreOutput
 from rtp_jax.sampling_params import SamplingParams
 from rtp_jax.serving.client_messages import (
-    CHANNEL_OPTIONS,
     RequestOptions,
     Tls,
     call_metadata,
     call_timeout_s,
+    channel_options,
     generate_request,
     score_request,
 )
@@ -53,11 +53,12 @@ class Client:
         """
         targets = parsed_targets(address)
         self.address = ", ".join(targets)
+        options = channel_options(len(targets))
         if tls is None:
-            channels = [grpc.insecure_channel(each, CHANNEL_OPTIONS) for each in targets]
+            channels = [grpc.insecure_channel(each, options) for each in targets]
         else:
             trust = tls.credentials()
-            channels = [grpc.secure_channel(each, trust, CHANNEL_OPTIONS) for each in targets]
+            channels = [grpc.secure_channel(each, trust, options) for each in targets]
         self._channels = channels
         self._stubs = [GenerationStub(each) for each in channels]
         self._metadata = call_metadata(token)

@@ -23,12 +23,27 @@ MAX_MESSAGE_BYTES = 64 << 20
 # The server is told the timeout and answers with what it has; the call waits a little longer.  Not
 # much: a server that stands still says nothing, and its client is to know within a second.
 MARGIN_S = 0.9
-CHANNEL_OPTIONS = (
+_EVERY_CHANNEL = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
+)
+CHANNEL_OPTIONS = (
+    *_EVERY_CHANNEL,
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 1),
+)
+# Whoever has another target need not wait for one that stands still: it is pinged when it is
+# silent, and left a second later.  Connecting to it ends as soon.
+ONE_OF_SEVERAL = (
+    *_EVERY_CHANNEL,
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 1000),  # of one that grpc sends for its own sake, and waits for
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
 
@@ -57,6 +72,11 @@ class RequestOptions:
     reuse: Reuse | None = None  # which tiers of KV may be used; None: all there are
     return_prompt_token_ids: bool = False
     prefill_at: Sequence[str] = ()  # workers that may compute KV of the prompt, best first
+
+
+def channel_options(num_targets: int) -> tuple[tuple[str, int], ...]:
+    """Say how each of some targets that serve the same is connected to."""
+    return CHANNEL_OPTIONS if num_targets == 1 else ONE_OF_SEVERAL
 
 
 def generate_request(

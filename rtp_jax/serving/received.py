@@ -80,10 +80,9 @@ class Received:
         self._moved = True
         request = pb.GenerateRequest()
         request.CopyFrom(self.request)
-        if any(self._token_ids):
-            del request.resume.output[:]
-            for ids in self._token_ids:
-                request.resume.output.add(ids=ids)
+        del request.resume.output[:]
+        for ids in self._token_ids:  # none, too: so it is known to have been elsewhere
+            request.resume.output.add(ids=ids)
         if self.timeout_s is not None:
             request.timeout_s = self.timeout_s
         for index, logprob in enumerate(self._logprob_now):

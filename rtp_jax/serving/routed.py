@@ -104,15 +104,11 @@ class RoutedEngine:
         journey = Journey(request)
         with self._live(journey):
             outputs = self._attempts.outputs(journey, lambda: self._ask(journey, session, tenant))
-            try:
-                async with contextlib.aclosing(outputs):
-                    async for output in outputs:
-                        if output.finished:  # whoever gets an error in it asks for no more
-                            self._note_end(journey, output.error)
-                        yield output
-            except RtpError as error:
-                self._note_end(journey, error)
-                raise
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    if output.finished:  # whoever gets an error in it asks for no more
+                        self._note_end(journey, output.error)
+                    yield output
 
     async def score_async(
         self, prompt: object, continuations: Sequence, *, deadline_s: float | None = None
@@ -216,6 +212,7 @@ class RoutedEngine:
 
     @contextlib.contextmanager
     def _live(self, journey: Journey) -> Iterator[None]:
+        """Let a request be known by its id while a block runs, and note an error that ends it."""
         name = journey.request.id
         if self._draining:
             raise Unavailable(
@@ -235,6 +232,9 @@ class RoutedEngine:
         self.num_requests += 1
         try:
             yield
+        except RtpError as error:
+            self._note_end(journey, error)
+            raise
         finally:
             del self.journeys[name]
 

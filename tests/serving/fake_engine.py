@@ -103,8 +103,10 @@ class FakeEngine:
         cache_salt="",
         prefill_at=(),
         reuse=None,
+        resume=(),
     ):
         """Answer with the prompt's own tokens, as often as it takes."""
+        assert not any(resume), "it goes on behind nothing"
         params = params or INFO.default_sampling_params
         request_id = request_id or f"r-{len(self.seen)}"
         given = {"prompt": prompt, "params": params, "priority": priority}

@@ -7,6 +7,7 @@ repeat: its tokens are held against those of one worker that nobody disturbs.
 import asyncio
 import random
 import signal
+import time
 
 import pytest
 
@@ -16,9 +17,11 @@ from rtp_jax.serving.client_messages import RequestOptions
 from rtp_jax.serving.status_command import ask
 from tests.engine.workload import SMALL
 from tests.serving.cluster import Cluster, cluster
+from tests.standstills import standstills
 
 NUM_STREAMS = 8
 TOKENS = 250
+NOTICED_S = 5.0  # by when a client has left a router that stands still
 
 
 def work(count: int = NUM_STREAMS, seed: int = 0) -> list[tuple[list[int], SamplingParams]]:
@@ -142,6 +145,28 @@ def kill_a_router(many: Cluster, rng: random.Random) -> None:
     restore(many)
 
 
+def stop_a_router(many: Cluster, rng: random.Random) -> None:
+    requests = work(seed=rng.randrange(1000))
+    name = f"p{rng.getrandbits(40)}"
+    watch, began_s = standstills(), time.monotonic()
+    expected = undisturbed(many, requests, name)
+    calm_s = watch.spent_s(began_s, time.monotonic())
+    router = many.routers[0]  # to which all streams go
+    began_s = time.monotonic()
+
+    async def disturb():
+        await asyncio.sleep(rng.random() * 0.2)
+        router.kill(signal.SIGSTOP)
+
+    try:
+        assert disturbed(many, requests, name, disturb) == expected
+        assert watch.spent_s(began_s, time.monotonic()) < 2 * calm_s + NOTICED_S
+        assert undisturbed(many, requests[:2], f"{name}-meanwhile")  # whoever comes finds the other
+    finally:
+        router.kill(signal.SIGCONT)
+    assert undisturbed(many, requests, name) == expected  # it is as good as before
+
+
 @pytest.mark.capability("router")
 def test_a_worker_is_killed(many):
     kill_a_worker(many, random.Random(1))
@@ -153,6 +178,10 @@ def test_a_worker_stands_still(many):
 
 def test_a_router_is_killed(many):
     kill_a_router(many, random.Random(3))
+
+
+def test_a_router_stands_still(many):
+    stop_a_router(many, random.Random(5))
 
 
 def restart_all(many: Cluster, seed: int) -> int:
@@ -207,6 +236,6 @@ def test_all_workers_are_restarted_under_load(many):
 @pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("fault", [kill_a_worker, stop_a_worker, kill_a_router])
+@pytest.mark.parametrize("fault", [kill_a_worker, stop_a_worker, kill_a_router, stop_a_router])
 def test_twenty_times_at_random_moments(many, fault, seed):
     fault(many, random.Random(100 + seed))

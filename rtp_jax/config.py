@@ -217,6 +217,13 @@ class TransferConfig:
         " the time that asking takes, both measured",
         low=0,
     )
+    transfer_stall_s: float = knob(
+        0.5,
+        "how long another worker may say nothing before its pages are computed here; longer, up to"
+        " 3 s, where computing them takes longer",
+        low=0.01,
+        high=60,
+    )
     transfer_peers: str | None = knob(
         None,
         "prefill workers that requests may name: HOST or HOST:PORT, separated by commas, or *;"

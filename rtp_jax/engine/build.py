@@ -310,6 +310,7 @@ def _below(
         lambda: parts().transfer,
         page_size=runner.shapes.page_size,
         hop=Hop(config.transfer.transfer_min_tokens),
+        least_stall_s=config.transfer.transfer_stall_s,
         compute_s=lambda num_tokens: below.prefill_s(num_tokens),
     )
     below = tiers_of(

@@ -27,19 +27,16 @@ _EVERY_CHANNEL = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
-)
-CHANNEL_OPTIONS = (
-    *_EVERY_CHANNEL,
-    ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
-# Whoever has another target need not wait for one that stands still: it is pinged when it is
-# silent, and left a second later.  Connecting to it ends as soon.
+CHANNEL_OPTIONS = (*_EVERY_CHANNEL, ("grpc.keepalive_time_ms", 30_000))
+# Whoever has another target need not wait for one that stands still.  It is pinged when it is
+# silent, and left if it does not answer; grpc's own pings count as well, and of these keepalive's
+# own timeout knows nothing.
 ONE_OF_SEVERAL = (
     *_EVERY_CHANNEL,
     ("grpc.keepalive_time_ms", 1000),
-    ("grpc.keepalive_timeout_ms", 1000),
-    ("grpc.http2.ping_timeout_ms", 1000),  # of one that grpc sends for its own sake, and waits for
+    ("grpc.http2.ping_timeout_ms", 1500),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),

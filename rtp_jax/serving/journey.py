@@ -79,7 +79,7 @@ class Journey:
             message.timeout_s = max(request.deadline_s - now_s, 0.001)
         if request.reuse != Reuse():
             message.reuse.CopyFrom(pb.Reuse(**dataclasses.asdict(request.reuse)))
-        if any(self.token_ids):
+        if self.request.resumed or any(self.token_ids):
             for ids in self.token_ids:
                 message.resume.output.add(ids=ids)
         return message

@@ -1,7 +1,7 @@
 """A worker that may have pages for us: its connection, its epoch, and whether it is worth asking.
 
-A peer that failed is left alone for a while, longer each time; it is the pair of us that is marked,
-not the worker.  Read next: `pull.py`.
+A peer that failed is left alone for a while, longer each time; one that was silent, for half a
+second.  It is the pair of us that is marked, not the worker.  Read next: `pull.py`.
 """
 
 import contextlib
@@ -82,6 +82,7 @@ class Peer:
         self.stub = KvTransferStub(self._channel)
         bearer = ("authorization", f"Bearer {access.token}")
         self.metadata = (bearer,) if access.token else ()
+        self._greeting = threading.Lock()  # held by who greets, while the others wait
         self._lock = threading.Lock()
         self._ending: set[grpc.Future] = set()
         self._hello: pb.HelloResponse | None = None
@@ -105,17 +106,29 @@ class Peer:
         Raises:
           grpc.RpcError: it does not answer, or its layout differs.
         """
-        with self._lock:  # one asks, the others wait for what it learns
-            if self._hello is None:
-                if (reason := self.obstacle()) is not None:
-                    raise Refused(reason)
-                try:
-                    self._hello = self._greeted(timeout_s)
-                except grpc.RpcError as error:
-                    if fatal or code_of(error) is not DEADLINE:
-                        self._leave_alone(error)
-                    raise
-            return self._hello
+        until_s = time.monotonic() + timeout_s
+        if not self._greeting.acquire(timeout=timeout_s):
+            raise Silent("it has not answered the greeting of another request")
+        try:  # one asks, the others wait for what it learns
+            if (hello := self._hello) is None:
+                hello = self._greeted_by(until_s, fatal=fatal)
+            return hello
+        finally:
+            self._greeting.release()
+
+    def _greeted_by(self, until_s: float, *, fatal: bool) -> pb.HelloResponse:
+        if (reason := self.obstacle()) is not None:
+            raise Refused(reason)
+        try:
+            hello = self._greeted(max(until_s - time.monotonic(), 1e-3))
+        except grpc.RpcError as error:
+            if fatal or code_of(error) is not DEADLINE:
+                with self._lock:
+                    self._leave_alone(error)
+            raise
+        with self._lock:
+            self._hello = hello
+        return hello
 
     def _greeted(self, timeout_s: float) -> pb.HelloResponse:
         request = pb.HelloRequest(layout=layout_message(self.layout))
@@ -197,6 +210,9 @@ class Peer:
         self._hello = None  # it may come back as another engine
         words = words_of(error)
         self._differs = words if "KV_LAYOUT_DIFFERS" in words else None
+        if code_of(error) is DEADLINE:  # for this one's patience; others have more
+            self._rests_until_s = time.monotonic() + FIRST_REST_S
+            return
         self._rests_until_s = time.monotonic() + self._rest_s
         self._rest_s = min(2 * self._rest_s, LONGEST_REST_S)
 
@@ -220,6 +236,10 @@ class Peer:
 
 class Refused(grpc.RpcError):
     """A peer that was not asked, or whose answer is of no use."""
+
+
+class Silent(grpc.RpcError):
+    """A peer that says nothing to others either."""
 
 
 class Peers:
@@ -267,6 +287,8 @@ class Peers:
 
 def code_of(error: grpc.RpcError) -> grpc.StatusCode:
     """Return the status of a failed call."""
+    if isinstance(error, Silent):
+        return DEADLINE
     return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.FAILED_PRECONDITION
 
 

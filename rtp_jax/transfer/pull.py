@@ -24,7 +24,7 @@ from rtp_jax.transfer.stop import Stop
 from rtp_jax.wire import kv_pb2 as pb
 
 WAIT_S = 0.25  # that a pull may take before it is renewed; so a stopped reader loses its lease
-STALL_S = 3.0  # for which a peer may say nothing, at most
+STALL_S = 3.0  # for which a peer may say nothing, unless it is told otherwise
 OFFER_TRIES, PAUSE_S = 3, 0.02  # of a call that breaks on its way
 MAX_BROKEN = 3  # streams of one offer, one after another, without a page
 
@@ -196,8 +196,8 @@ class Pull:
             except (grpc.RpcError, Corrupt, DirectFailed, _Broken) as error:
                 if self._stop.is_set():
                     return
-                if isinstance(error, DirectFailed):
-                    self._hear()  # the peer has spoken, and is now asked for frames
+                if isinstance(error, Corrupt | DirectFailed):
+                    self._hear()  # the peer has spoken, and is now asked again
                 broken = 1 if self.result.num_pages > before else broken + 1
                 self.result.num_broken += 1
                 again = not isinstance(error, grpc.RpcError) or peer.may_pull_again(error)
@@ -207,6 +207,7 @@ class Pull:
     def _pull(self, peer: Peer, offer: pb.OfferResponse) -> Iterator[PageRecord]:
         """Yield what one stream brings."""
         left_s, before, began_s = self._left_s(), self._at, time.monotonic()
+        heard_s = self._heard_s
         carrier = peer.carrier(offer.epoch, self._stop, self._fetched)
         request = pb.PullRequest(
             offer_id=offer.offer_id,
@@ -236,18 +237,16 @@ class Pull:
             carrier.doubt(str(error))
             raise
         except grpc.RpcError as error:
-            if not self._outlasted(error, before):
+            if code_of(error) is not DEADLINE or self._heard_s == heard_s:
                 raise
+            if self._at == before:
+                raise _Broken("pieces of a page came, but not all of it in time") from error
         else:
             self._hear()
         finally:
             call.cancel()  # what is behind the last page that we want, or behind a bad one
         if self._at == before and time.monotonic() - began_s < request.wait_s / 2:
             raise _Broken("it ended a stream without a page and without waiting for one")
-
-    def _outlasted(self, error: grpc.RpcError, before: int) -> bool:
-        """Tell whether a stream only ran out of time while pages came: the next one goes on."""
-        return code_of(error) is DEADLINE and self._at > before
 
     def _told(self, request: pb.PullRequest) -> None:
         """Forget the ids that a request told the peer, now that it has answered."""

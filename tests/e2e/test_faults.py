@@ -61,8 +61,9 @@ def fleet(program_cache):
 
 @pytest.fixture(scope="module")
 def forgetful(program_cache):
-    """A fleet whose leases are over before a slow reader comes again."""
-    options = options_of(program_cache, transfer_lease_s=0.05, metrics_port=0)
+    """A fleet whose leases are over before a slow reader comes again, which it does."""
+    slow = {"transfer_lease_s": 0.05, "transfer_stall_s": 3.0}
+    options = options_of(program_cache, **slow, metrics_port=0)
     with started_fleet(MODEL, options, num_routers=1) as made:
         yield made
 

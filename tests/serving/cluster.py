@@ -124,6 +124,14 @@ class Cluster:
                 assert time.monotonic() < until, "the routers do not see the workers"
                 time.sleep(0.05)
 
+    def wait_until_idle(self, timeout_s: float = START_S) -> None:
+        """Wait until no router has an open request."""
+        for router in self.routers:
+            until = time.monotonic() + timeout_s
+            while ask(router.address).num_open:
+                assert time.monotonic() < until, f"requests are left at {router.name}"
+                time.sleep(0.05)
+
     def num_serving(self, router: str) -> int:
         """Count the workers that a router sees."""
         try:

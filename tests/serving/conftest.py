@@ -8,6 +8,7 @@ from rtp_jax import Engine
 from rtp_jax.serving.client import Client
 from tests.engine.built_in import ONE_PROGRAM
 from tests.engine.workload import check_idle, small_engine
+from tests.serving.routers import started_router
 from tests.serving.started import Running, Servers
 
 
@@ -65,3 +66,27 @@ def real(real_engine) -> Iterator[Running]:
     started = Servers()
     yield started.start(real_engine)
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def engines(real_engine, tiny_model, program_cache):
+    """Two engines on one model."""
+    options = {"served_model_name": "fake"}
+    with small_engine(tiny_model, program_cache, **options) as second:
+        yield real_engine, second
+        check_idle(second)
+
+
+@pytest.fixture(scope="module")
+def workers(engines):
+    """Return their servers."""
+    started = Servers()
+    yield [started.start(engine, http_port=0) for engine in engines]
+    started.stop()
+
+
+@pytest.fixture
+def router(workers, tiny_model):
+    """Return a router over both."""
+    with started_router(tiny_model, [each.address for each in workers], sees=2) as running:
+        yield running

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from rtp_jax import SamplingParams
 from rtp_jax.config import ServerConfig
 from rtp_jax.metrics import Metrics
 from rtp_jax.serving.generation_service import GenerationService
@@ -21,6 +24,7 @@ from rtp_jax.serving.server import Server
 from rtp_jax.serving.status_page import metrics_of_router, pages_of
 
 CONFIG = RouteConfig(worker_silent_s=1.5, no_worker_s=1.0)
+LONG = SamplingParams(max_tokens=250, temperature=1.0, seed=11, ignore_eos=True, logprobs=1)
 
 
 @dataclass
@@ -109,3 +113,26 @@ def start_router(folder: Path, addresses: Sequence[str], **options: object) -> R
         return RunningRouter(engine, source, server, http, page, loop, thread)
 
     return asyncio.run_coroutine_threadsafe(open_doors(), loop).result(30)
+
+
+def check_same(mine: dict[int, tuple], theirs: dict[int, tuple]) -> None:
+    """Compare two collected streams."""
+    assert mine.keys() == theirs.keys()
+    for index, (ids, text, logprobs, end) in mine.items():
+        expected = theirs[index]
+        assert (ids, text, end) == (expected[0], expected[1], expected[3])
+        assert logprobs == pytest.approx(expected[2], abs=1e-3)
+
+
+def collected(stream) -> dict[int, tuple]:
+    """Put a stream together: ids, text, logprobs and end of each completion."""
+    parts = {}
+    for output in stream:
+        for part in output.outputs:
+            ids, text, logprobs, _ = parts.get(part.index, ([], "", [], None))
+            new = [next(iter(table.items())) for table in part.logprobs or []]
+            assert not part.logprobs or [id for id, _ in new] == part.token_ids
+            logprobs = logprobs + [entry.logprob for _, entry in new]
+            end = part.finish_reason and (part.finish_reason, part.stop_reason)
+            parts[part.index] = ids + part.token_ids, text + part.text, logprobs, end
+    return parts

@@ -52,6 +52,12 @@ def test_the_rest_is_asked_for_under_one_id_with_all_tokens():
     assert received.take(frame(0, [11], -0.5)).completions[0].cumulative_logprob == -1.75
 
 
+def test_a_request_that_moves_says_so_although_nothing_had_come():
+    received = Received(request(), 2)
+    assert not received.request.HasField("resume")
+    assert [list(each.ids) for each in received.rest(LOST).resume.output] == [[], []]
+
+
 def test_prompt_logprobs_that_came_are_not_shown_again():
     received = Received(request(), 2)
     first = pb.GenerateFrame(prompt_logprobs=[pb.PositionLogprobs()] * 3)

@@ -21,36 +21,9 @@ from rtp_jax.serving.quotas import read_quotas
 from rtp_jax.serving.router_status import as_text
 from rtp_jax.serving.status_command import ask as ask_status
 from rtp_jax.wire import generation_pb2 as pb
-from tests.engine.workload import cases, check_idle, small_engine
+from tests.engine.workload import cases
 from tests.serving.http_client import ask
-from tests.serving.routers import started_router, until
-from tests.serving.started import Servers
-
-LONG = SamplingParams(max_tokens=250, temperature=1.0, seed=11, ignore_eos=True, logprobs=1)
-
-
-@pytest.fixture(scope="module")
-def engines(real_engine, tiny_model, program_cache):
-    """Two engines on one model."""
-    options = {"served_model_name": "fake"}
-    with small_engine(tiny_model, program_cache, **options) as second:
-        yield real_engine, second
-        check_idle(second)
-
-
-@pytest.fixture(scope="module")
-def workers(engines):
-    """Return their servers."""
-    started = Servers()
-    yield [started.start(engine, http_port=0) for engine in engines]
-    started.stop()
-
-
-@pytest.fixture
-def router(workers, tiny_model):
-    """Return a router over both."""
-    with started_router(tiny_model, [each.address for each in workers], sees=2) as running:
-        yield running
+from tests.serving.routers import LONG, check_same, collected, started_router, until
 
 
 @pytest.fixture
@@ -63,29 +36,6 @@ def client(router):
 def direct(workers):
     with Client(workers[0].address) as connected:
         yield connected
-
-
-def check_same(mine: dict[int, tuple], theirs: dict[int, tuple]) -> None:
-    """Compare two collected streams."""
-    assert mine.keys() == theirs.keys()
-    for index, (ids, text, logprobs, end) in mine.items():
-        expected = theirs[index]
-        assert (ids, text, end) == (expected[0], expected[1], expected[3])
-        assert logprobs == pytest.approx(expected[2], abs=1e-3)
-
-
-def collected(stream) -> dict[int, tuple]:
-    """Put a stream together: ids, text, logprobs and end of each completion."""
-    parts = {}
-    for output in stream:
-        for part in output.outputs:
-            ids, text, logprobs, _ = parts.get(part.index, ([], "", [], None))
-            new = [next(iter(table.items())) for table in part.logprobs or []]
-            assert not part.logprobs or [id for id, _ in new] == part.token_ids
-            logprobs = logprobs + [entry.logprob for _, entry in new]
-            end = part.finish_reason and (part.finish_reason, part.stop_reason)
-            parts[part.index] = ids + part.token_ids, text + part.text, logprobs, end
-    return parts
 
 
 def test_a_client_cannot_tell_many_from_one(client, direct):
@@ -133,45 +83,6 @@ def test_errors_of_a_worker_pass_through_with_their_field(client, direct):
                 each.generate(prompt, params)
             refused.append((error.value.id, error.value.field))
         assert refused[0] == refused[1]
-
-
-def test_a_request_goes_on_where_its_worker_stopped(router, engines, client, direct):
-    """The worker is there and says nothing more: its requests move, with what was sent."""
-    expected = collected(direct.stream([5] * 20, LONG))
-    for _ in range(4):
-        stream = client.stream([5] * 20, LONG)
-        first = next(stream)
-
-        async def cut():
-            for link in router.engine.workers.links.values():
-                link.let_go("a test wants it")
-
-        router.run(cut())
-        check_same(collected([first, *stream]), expected)
-    assert router.engine.num_resumed >= 1
-
-
-def test_usage_and_numbers_of_frames_know_of_no_seam(router, client):
-    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5] * 20))
-    request.sampling.max_tokens, request.sampling.ignore_eos = 250, True
-    frames = []
-    for frame in client._stubs[0].GenerateStream(request):
-        frames.append(frame)
-        if len(frames) == 2:
-
-            async def cut():
-                for link in router.engine.workers.links.values():
-                    link.let_go("a test wants it")
-
-            router.run(cut())
-    assert [frame.sequence for frame in frames] == list(range(len(frames)))
-    have = 0
-    for part in (part for frame in frames for part in frame.completions):
-        assert part.first_token == have
-        have += len(part.token_ids)
-    assert have == 250
-    assert frames[-1].usage.output_tokens == 250
-    assert frames[-1].usage.prompt_tokens == 20
 
 
 def test_abort_reaches_the_worker(router, engines, client):
@@ -365,19 +276,6 @@ def test_status_as_text_json_page_and_metrics(router, client):
 def test_what_is_no_router_has_no_status(servers, capsys):
     assert main(["status", servers.start().address]) == 1
     assert "RTPJ-5105" in capsys.readouterr().err
-
-
-def test_a_router_that_slept_itself_blames_nobody(router, client):
-    expected = collected(client.stream([5] * 20, LONG))
-
-    async def sleep_hard():
-        time.sleep(2.0)  # longer than `worker_silent_s`
-
-    stream = client.stream([5] * 20, LONG)
-    first = next(stream)
-    router.run(sleep_hard())
-    check_same(collected([first, *stream]), expected)
-    assert router.engine.num_resumed == 0
 
 
 def test_a_worker_that_only_prefills_generates_nothing(router, client, workers):

@@ -1,6 +1,5 @@
 """Fetching pages: every page that is handed on is the right one, whatever peers and networks do."""
 
-import contextlib
 import dataclasses
 import threading
 import time
@@ -10,7 +9,6 @@ import pytest
 
 from rtp_jax.page_record import record_of
 from rtp_jax.transfer.offers import Offer, PrefillAsk
-from rtp_jax.transfer.peer import Peers
 from rtp_jax.transfer.pull import Pull
 from rtp_jax.transfer.stop import Stop
 from rtp_jax.wire import kv_pb2 as pb
@@ -18,8 +16,6 @@ from rtp_jax.wire.kv_pb2_grpc import KvTransferStub
 from tests.fault_proxy import Fault, FaultProxy
 from tests.transfer.served import (
     LAYOUT,
-    FakePrefiller,
-    KvServer,
     chain_of,
     pulled,
     record_at,
@@ -29,30 +25,6 @@ from tests.transfer.served import (
 )
 
 NOBODY = "127.0.0.1:1"  # nothing listens there
-
-
-@pytest.fixture
-def peers():
-    made = Peers(LAYOUT)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start():
-    """Start prefill workers that end with the test, with nothing left in any of them."""
-    with contextlib.ExitStack() as stack:
-        started = []
-
-        def begin(*, frame_bytes=1 << 20, port=0, **options) -> KvServer:
-            server = KvServer(FakePrefiller(**options), frame_bytes=frame_bytes, port=port)
-            started.append(stack.enter_context(server))
-            return started[-1]
-
-        yield begin
-        for server in started:
-            assert until(lambda server=server: server.prefiller.offers.counts.open == 0)
-            assert server.prefiller.offers.counts.bytes == 0
 
 
 @pytest.mark.parametrize("frame_bytes", [1 << 20, 1500, 100])  # many pages, one, a piece of one
@@ -179,46 +151,6 @@ def test_a_reader_who_comes_after_the_lease_gets_nothing(peers, start):
         extend = pb.OfferId(offer_id=offer.offer_id, epoch=offer.epoch)
         assert refusal(lambda: stub.Extend(extend, timeout=5))[0] is grpc.StatusCode.NOT_FOUND
     assert server.prefiller.offers.counts.expired == 1
-
-
-@pytest.mark.parametrize("asked", ["Hello", "Offer", "Pull"])
-def test_a_silent_peer_costs_the_stall_time_once_whatever_it_is_asked(peers, start, asked):
-    def silent(proxy) -> None:
-        proxy.stopped = True
-
-    server, other, stall_s = start(lease_s=1.0, gap_s=0.02), start(epoch="e-2"), 0.2
-    with FaultProxy(server.port) as proxy:
-        if asked == "Hello":
-            silent(proxy)
-        else:  # it is known already
-            assert pulled(peers, wanted(2), proxy.address).num_pages == 2
-        if asked == "Offer":
-            silent(proxy)
-        on_page = {"on_page": lambda at: silent(proxy)} if asked == "Pull" else {}
-        began = time.monotonic()
-        both = (proxy.address, other.address)
-        result = pulled(peers, wanted(9, seed=1), *both, wait_s=0.1, stall_s=stall_s, **on_page)
-        assert stall_s * 0.9 < time.monotonic() - began < 1.0
-        assert result.whole
-        assert "DEADLINE_EXCEEDED" in result.failures[0]
-        assert peers.at([proxy.address])[0].obstacle() is not None
-        proxy.stopped = False
-
-
-def test_a_peer_that_computes_for_long_is_not_silent(peers, start):
-    server = start(gap_s=0.35)
-    result = pulled(peers, wanted(3), server.address, wait_s=0.1, stall_s=0.2)
-    assert result.whole
-    assert (result.num_broken, result.failures) == (0, [])
-
-
-def test_a_slow_reader_does_not_take_its_peer_for_silent(peers, start):
-    server = start(frame_bytes=LAYOUT.page_bytes)
-    patience = {"wait_s": 0.1, "stall_s": 0.15}
-    slow = {"on_page": lambda at: time.sleep(0.1)}
-    result = pulled(peers, wanted(9), server.address, **patience, **slow)
-    assert result.whole
-    assert (result.num_broken, result.failures) == (0, [])
 
 
 def test_a_pull_ends_with_its_deadline(peers, start):

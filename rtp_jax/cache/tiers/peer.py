@@ -18,7 +18,6 @@ from rtp_jax.transfer.stop import Stop
 
 transfer = late("rtp_jax.transfer.pull")  # and grpc
 PATIENCE_S = 120.0  # that a request without a deadline waits; a silent peer is left much earlier
-LEAST_STALL_S = 0.5  # a pause that a sound worker may make, and the network
 RESERVE = 1.5  # of the time that computing takes here: what is kept of a deadline for it
 
 
@@ -45,6 +44,7 @@ class PeerTier:
         *,
         page_size: int,
         hop: Hop,
+        least_stall_s: float,
         compute_s: Callable[[float], float | None],
     ):
         """Ask peers.
@@ -53,10 +53,12 @@ class PeerTier:
           asker: returns in whose name.
           page_size: tokens.
           hop: what asking costs.
+          least_stall_s: for which a peer may say nothing, even if computing takes no longer.
           compute_s: predicts the seconds that computing some tokens takes here.
         """
         self._asker, self._page_size = asker, page_size
         self._hop, self._compute_s = hop, compute_s
+        self._least_stall_s = least_stall_s
 
     def holds(self, wanted: Wanted) -> int:
         """Count the pages that are worth asking for."""
@@ -116,11 +118,10 @@ class PeerTier:
         )
 
     def _stall_s(self, num_pages: int) -> float:
-        """Say for how long a peer may say nothing: no longer than computing here takes."""
+        """Say for how long a peer may say nothing: as long as computing here takes."""
         own_s = self._compute_s(num_pages * self._page_size)
-        if own_s is None:
-            return transfer.STALL_S
-        return min(max(own_s, LEAST_STALL_S), transfer.STALL_S)
+        stall_s = transfer.STALL_S if own_s is None else min(own_s, transfer.STALL_S)
+        return max(stall_s, self._least_stall_s)
 
     def _until_s(self, wanted: Wanted) -> float:
         """Say when waiting ends, so that the request can still be served from here."""

@@ -31,7 +31,7 @@ from tests.serving.cluster import START_S, Member, free_ports
 from tests.standstills import standstills
 
 NUM_REQUESTS = 24
-SPREAD_S = 1.0  # within which the requests of a round come
+SPREAD_S = 1.0  # within which the requests of a round usually come
 LATE_S = 1.0  # by which an error may come after its deadline
 PATIENCE_S = 10.0  # until workers must be empty
 
@@ -211,12 +211,13 @@ async def ask_all(
     timeout_s: float | None,
     prefill_at: Sequence[str] = (),
     disturb=None,
+    spread_s: float = SPREAD_S,
 ) -> Answers:
     """Send requests spread over a while, and disturb them; returns when all have ended."""
     rng, answers = random.Random(name), Answers()
 
     async def one(client: AsyncClient, number: int, case: Case) -> None:
-        await asyncio.sleep(rng.random() * SPREAD_S)
+        await asyncio.sleep(rng.random() * spread_s)
         began_s = time.monotonic()
         params = case.params
         if params.seed == seed_of(f"{name}-{number}"):

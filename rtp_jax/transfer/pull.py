@@ -225,7 +225,8 @@ class Pull:
                 for frame in call:
                     self._hear()
                     self._told(request)
-                    payloads = carrier.payloads(frame, began_s + timeout_s)
+                    until_s = time.monotonic() + self._patience_s()
+                    payloads = carrier.payloads(frame, until_s)
                     for record in assembly.pages(frame, payloads):
                         self._count(record, direct=frame.direct != 0)
                         yield record

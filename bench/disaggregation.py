@@ -219,7 +219,7 @@ def _one_after_the_other(
 ) -> tuple[float, float]:
     """Return the seconds of computing all pages, and of moving them afterwards."""
     wanted = _wanted(layout, key, length, number)
-    hello = peer.hello(5.0, fatal=True)
+    hello = peer.hello(5.0)
     began = time.perf_counter()
     request = pb.OfferRequest(
         request_id=wanted.request_id,

@@ -35,8 +35,8 @@ class Peers:
         self.bytes_per_s, self.flops_per_s = self._limits()
         results.describe(
             device="cpu" if dry else torch.cuda.get_device_name(),
-            copy_GB_per_s=round(self.bytes_per_s / 1e9, 1),
-            matmul_TFLOP_per_s=round(self.flops_per_s / 1e12, 2),
+            copy_GB_per_s=self.bytes_per_s / 1e9,
+            matmul_TFLOP_per_s=self.flops_per_s / 1e12,
         )
 
     def _limits(self) -> tuple[float, float]:

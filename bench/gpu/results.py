@@ -101,7 +101,7 @@ class Results:
             f"# {self._part}{' (dry: no figure means anything)' if self.content['dry'] else ''}",
             "",
         ]
-        lines += [f"- {name}: {value}" for name, value in facts.items()]
+        lines += [f"- {name}: {_cell(value)}" for name, value in facts.items()]
         lines += ["", f"| row | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
         for name, values in self.content["rows"].items():
             cells = [_cell(values.get(column)) for column in COLUMNS]

@@ -118,8 +118,8 @@ def measure_limits(scale: Scale) -> tuple[Limits, dict[str, Any]]:
         flops_per_s=2 * width**3 / (multiplying["milliseconds"] / 1e3),
     )
     return limits, {
-        "copy_GB_per_s": float(f"{limits.bytes_per_s / 1e9:.4g}"),
-        "matmul_TFLOP_per_s": float(f"{limits.flops_per_s / 1e12:.4g}"),
+        "copy_GB_per_s": limits.bytes_per_s / 1e9,
+        "matmul_TFLOP_per_s": limits.flops_per_s / 1e12,
     }
 
 

@@ -96,12 +96,8 @@ class Peer:
             return None
         return self._differs or f"it failed, and is left alone for another {left_s:.1f} s"
 
-    def hello(self, timeout_s: float, *, fatal: bool) -> pb.HelloResponse:
+    def hello(self, timeout_s: float) -> pb.HelloResponse:
         """Compare layouts, once in the life of the peer's engine.
-
-        Args:
-          timeout_s: that it may take.
-          fatal: that is long enough for a sound peer, so one that takes longer is left alone.
 
         Raises:
           grpc.RpcError: it does not answer, or its layout differs.
@@ -111,24 +107,14 @@ class Peer:
             raise Silent("it has not answered the greeting of another request")
         try:  # one asks, the others wait for what it learns
             if (hello := self._hello) is None:
-                hello = self._greeted_by(until_s, fatal=fatal)
+                if (reason := self.obstacle()) is not None:
+                    raise Refused(reason)
+                hello = self._greeted(max(until_s - time.monotonic(), 1e-3))
+                with self._lock:
+                    self._hello = hello
             return hello
         finally:
             self._greeting.release()
-
-    def _greeted_by(self, until_s: float, *, fatal: bool) -> pb.HelloResponse:
-        if (reason := self.obstacle()) is not None:
-            raise Refused(reason)
-        try:
-            hello = self._greeted(max(until_s - time.monotonic(), 1e-3))
-        except grpc.RpcError as error:
-            if fatal or code_of(error) is not DEADLINE:
-                with self._lock:
-                    self._leave_alone(error)
-            raise
-        with self._lock:
-            self._hello = hello
-        return hello
 
     def _greeted(self, timeout_s: float) -> pb.HelloResponse:
         request = pb.HelloRequest(layout=layout_message(self.layout))

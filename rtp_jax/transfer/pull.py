@@ -154,7 +154,7 @@ class Pull:
         """
         wanted, tries = self._wanted, OFFER_TRIES
         while True:
-            hello = peer.hello(self._patience_s(), fatal=self._left_s() > self._stall_s)
+            hello = peer.hello(self._patience_s())
             self._hear()
             request = pb.OfferRequest(
                 request_id=wanted.request_id,
@@ -225,8 +225,7 @@ class Pull:
                 for frame in call:
                     self._hear()
                     self._told(request)
-                    until_s = time.monotonic() + self._patience_s()
-                    payloads = carrier.payloads(frame, until_s)
+                    payloads = carrier.payloads(frame, self._until_s())
                     for record in assembly.pages(frame, payloads):
                         self._count(record, direct=frame.direct != 0)
                         yield record
@@ -265,10 +264,13 @@ class Pull:
         """Note a sign of life, or that we begin to wait for one."""
         self._heard_s = time.monotonic()
 
+    def _until_s(self, wait_s: float = 0.0) -> float:
+        """Say until when a peer may say nothing if it may take `wait_s` to answer."""
+        return min(self._heard_s + wait_s + self._stall_s, self._wanted.deadline_s)
+
     def _patience_s(self, wait_s: float = 0.0) -> float:
-        """Say how much longer a peer may say nothing if it may take `wait_s` to answer."""
-        until_s = min(self._heard_s + wait_s + self._stall_s, self._wanted.deadline_s)
-        return max(until_s - time.monotonic(), 1e-3)
+        """Say how much longer that is."""
+        return max(self._until_s(wait_s) - time.monotonic(), 1e-3)
 
     def _left_s(self) -> float:
         return self._wanted.deadline_s - time.monotonic()

@@ -90,3 +90,17 @@ def router(workers, tiny_model):
     """Return a router over both."""
     with started_router(tiny_model, [each.address for each in workers], sees=2) as running:
         yield running
+
+
+@pytest.fixture
+def routed(router):
+    """Return a client of the router."""
+    with Client(router.address) as connected:
+        yield connected
+
+
+@pytest.fixture
+def direct(workers):
+    """Return a client of one of its workers."""
+    with Client(workers[0].address) as connected:
+        yield connected
